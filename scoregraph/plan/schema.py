@@ -1,0 +1,140 @@
+"""The plan as data: buffers, constants, tables and a flat list of kernel calls. docs/plan-format.md is its reference.
+
+A plan holds nothing executable and no device objects. Sizes that grow with the batch are written ``"B"``, ``"2B"`` …;
+everything else is a number, so one plan serves every batch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+VERSION = 1
+
+Dim = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[1-9]?[0-9]*B$")]
+Ref = Annotated[str, Field(pattern=r"^[bc][0-9]+$")]
+DType = Literal["f32", "i64", "u8"]
+
+
+class Data(BaseModel):
+    """Base of every part of a plan: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Slot(Data):
+    """Where a buffer lives. ``batch`` offsets are bytes per unit of batch (multiplied by B); ``fixed`` ones absolute."""
+
+    space: Literal["batch", "fixed"]
+    offset: Annotated[int, Field(ge=0)]
+
+
+class View(Data):
+    """A strided window onto another buffer: strides and offset in elements."""
+
+    base: int
+    offset: Annotated[int, Field(ge=0)] = 0
+    strides: tuple[Annotated[int, Field(ge=0)], ...]
+
+
+class Buffer(Data):
+    """``bN`` in refs. Exactly one of ``slot`` and ``view`` is set once memory has been planned."""
+
+    id: int
+    name: str
+    dtype: DType = "f32"
+    shape: tuple[Dim, ...]
+    slot: Slot | None = None
+    view: View | None = None
+
+
+class Constant(Data):
+    """``cN`` in refs: ``nbytes`` at byte ``offset`` of the constants file, 64-byte aligned.
+
+    ``shape`` is the logical shape; ``layout`` says how the bytes are packed:
+    ``plain`` row-major; ``n16`` of [N, K]: [ceil(N/16)][K][16]; ``oc8`` of [O, I, kh, kw]: [ceil(O/8)][I][kh][kw][8];
+    padding is zero.
+    """
+
+    id: int
+    name: str
+    dtype: DType = "f32"
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    layout: Literal["plain", "n16", "oc8"] = "plain"
+    offset: Annotated[int, Field(ge=0)] = 0
+    nbytes: Annotated[int, Field(ge=0)] = 0
+
+
+class Table(Data):
+    """One row of float32 per micro-step of a loop; ``constant`` holds it as [rows, len(columns)]."""
+
+    id: int
+    name: str
+    rows: Annotated[int, Field(ge=1)]
+    columns: tuple[str, ...]
+    constant: int
+
+
+class Call(Data):
+    """One kernel call. Operands are named roles; ``site`` is the node or layer it came from."""
+
+    op: str
+    ins: dict[str, Ref] = {}
+    outs: dict[str, Ref] = {}
+    attrs: dict[str, Any] = {}
+    site: str = ""
+
+
+class Segment(Data):
+    """Calls run once (``table`` is None) or once per row of a table, in order."""
+
+    name: str
+    table: int | None = None
+    calls: tuple[Call, ...]
+
+
+class InputSpec(Data):
+    """A value the caller gives. Shape is per call, so it starts with ``B`` unless it is shared by the batch."""
+
+    name: str
+    buffer: int
+    low: float | None = None
+    high: float | None = None
+    default: float | None = None
+    doc: str = ""
+
+
+class OutputSpec(Data):
+    """A value the caller receives."""
+
+    name: str
+    buffer: int
+
+
+class Stage(Data):
+    """Provenance: what a pass did, in what time. The text of the stage lies in ``stages/``."""
+
+    name: str
+    rewrites: int
+    ms: float
+    counters: dict[str, int] = {}
+    misses: tuple[str, ...] = ()
+
+
+class Plan(Data):
+    """A whole sampling program for one device."""
+
+    format: Literal["scoregraph-plan"] = "scoregraph-plan"
+    version: Literal[1] = VERSION
+    name: str
+    device: str
+    graph: str = ""
+    inputs: tuple[InputSpec, ...] = ()
+    outputs: tuple[OutputSpec, ...] = ()
+    buffers: tuple[Buffer, ...]
+    constants: tuple[Constant, ...] = ()
+    tables: tuple[Table, ...] = ()
+    segments: tuple[Segment, ...]
+    stages: tuple[Stage, ...] = ()
+    constants_sha256: str = ""
