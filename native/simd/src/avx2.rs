@@ -1,0 +1,145 @@
+//! AVX2 and FMA: 8 lanes.
+
+use std::arch::x86_64::*;
+
+use crate::isa::Isa;
+use crate::vector::{Kernel, Simd};
+
+/// Token of AVX2 and FMA. The private field keeps anyone but [`enter`] from making one.
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+/// Runs `kernel` in a function that may use AVX2 and FMA.
+///
+/// # Safety
+/// The processor must support both.
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+/// Row `8 - n` of this table is a mask of the first `n` lanes.
+static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[inline(always)]
+fn first(n: usize) -> __m256i {
+    // SAFETY: 8 - min(n, 8) is in 0..=8, so the 8 elements from there lie in the table of 16; only tokens call this.
+    unsafe { _mm256_loadu_si256(FIRST.as_ptr().add(8 - n.min(8)).cast()) }
+}
+
+/// Defines arithmetic methods: `name(operands) -> result = intrinsics`.
+macro_rules! ops {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $result {
+            // SAFETY: register arithmetic; `self` is a token, so the processor has AVX2 and FMA.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Simd for Avx2 {
+    type F = __m256;
+    type I = __m256i;
+    type M = __m256;
+
+    const LANES: usize = 8;
+    const ISA: Isa = Isa::Avx2;
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> __m256 {
+        // SAFETY: the caller's contract.
+        unsafe { _mm256_loadu_ps(ptr) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: __m256) {
+        // SAFETY: the caller's contract.
+        unsafe { _mm256_storeu_ps(ptr, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, ptr: *const f32, n: usize) -> __m256 {
+        // SAFETY: the caller's contract; masked lanes are not accessed.
+        unsafe { _mm256_maskload_ps(ptr, first(n)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, ptr: *mut f32, v: __m256, n: usize) {
+        // SAFETY: the caller's contract; masked lanes are not accessed.
+        unsafe { _mm256_maskstore_ps(ptr, first(n), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i(self, ptr: *const i32) -> __m256i {
+        // SAFETY: the caller's contract.
+        unsafe { _mm256_loadu_si256(ptr.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(self, ptr: *mut i32, v: __m256i) {
+        // SAFETY: the caller's contract.
+        unsafe { _mm256_storeu_si256(ptr.cast(), v) }
+    }
+
+    ops! {
+        splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+        add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+        sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+        mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+        div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+        mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+        neg_mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fnmadd_ps(a, b, c);
+        min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+        max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        sqrt(a: __m256) -> __m256 = _mm256_sqrt_ps(a);
+        floor(a: __m256) -> __m256 = _mm256_floor_ps(a);
+
+        lt(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_LT_OQ>(a, b);
+        le(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_LE_OQ>(a, b);
+        eq(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_EQ_OQ>(a, b);
+        is_nan(a: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a);
+        select(mask: __m256, a: __m256, b: __m256) -> __m256 = _mm256_blendv_ps(b, a, mask);
+        any(mask: __m256) -> bool = _mm256_movemask_ps(mask) != 0;
+
+        reduce_add(a: __m256) -> f32 = {
+            let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        };
+        reduce_max(a: __m256) -> f32 = {
+            let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        };
+        reduce_min(a: __m256) -> f32 = {
+            let four = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+        };
+
+        splat_i(x: i32) -> __m256i = _mm256_set1_epi32(x);
+        iota() -> __m256i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        add_i(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
+        sub_i(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi32(a, b);
+        and(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
+        or(a: __m256i, b: __m256i) -> __m256i = _mm256_or_si256(a, b);
+        xor(a: __m256i, b: __m256i) -> __m256i = _mm256_xor_si256(a, b);
+        // Counts are constants wherever these are used, so the variable shifts become immediate ones.
+        shl(a: __m256i, n: u32) -> __m256i = _mm256_sllv_epi32(a, _mm256_set1_epi32(n as i32));
+        shr(a: __m256i, n: u32) -> __m256i = _mm256_srlv_epi32(a, _mm256_set1_epi32(n as i32));
+        sar(a: __m256i, n: u32) -> __m256i = _mm256_srav_epi32(a, _mm256_set1_epi32(n as i32));
+        mul_wide(a: __m256i, b: __m256i) -> (__m256i, __m256i) = {
+            let even = _mm256_mul_epu32(a, b);
+            let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(a), _mm256_srli_epi64::<32>(b));
+            let high = _mm256_blend_epi32::<0b1010_1010>(_mm256_srli_epi64::<32>(even), odd);
+            let low = _mm256_blend_epi32::<0b1010_1010>(even, _mm256_slli_epi64::<32>(odd));
+            (high, low)
+        };
+        eq_i(a: __m256i, b: __m256i) -> __m256 = _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b));
+        to_f(a: __m256i) -> __m256 = _mm256_cvtepi32_ps(a);
+        round_i(a: __m256) -> __m256i = _mm256_cvtps_epi32(a);
+        bits(a: __m256) -> __m256i = _mm256_castps_si256(a);
+        from_bits(a: __m256i) -> __m256 = _mm256_castsi256_ps(a);
+    }
+}

@@ -1,0 +1,135 @@
+//! AVX-512 F, BW, DQ, VL: 16 lanes.
+
+use std::arch::x86_64::*;
+
+use crate::isa::Isa;
+use crate::vector::{Kernel, Simd};
+
+/// Token of AVX-512. The private field keeps anyone but [`enter`] from making one.
+#[derive(Clone, Copy)]
+pub struct Avx512(());
+
+/// Runs `kernel` in a function that may use AVX-512.
+///
+/// # Safety
+/// The processor must support AVX-512 F, BW, DQ, VL, AVX2 and FMA.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512(()))
+}
+
+#[inline(always)]
+fn first(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+/// Defines arithmetic methods: `name(operands) -> result = intrinsics`.
+macro_rules! ops {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $result {
+            // SAFETY: register arithmetic; `self` is a token, so the processor has AVX-512 F, BW, DQ and VL.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type M = __mmask16;
+
+    const LANES: usize = 16;
+    const ISA: Isa = Isa::Avx512;
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> __m512 {
+        // SAFETY: the caller's contract.
+        unsafe { _mm512_loadu_ps(ptr) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: __m512) {
+        // SAFETY: the caller's contract.
+        unsafe { _mm512_storeu_ps(ptr, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, ptr: *const f32, n: usize) -> __m512 {
+        // SAFETY: the caller's contract; masked lanes are not accessed.
+        unsafe { _mm512_maskz_loadu_ps(first(n), ptr) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, ptr: *mut f32, v: __m512, n: usize) {
+        // SAFETY: the caller's contract; masked lanes are not accessed.
+        unsafe { _mm512_mask_storeu_ps(ptr, first(n), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i(self, ptr: *const i32) -> __m512i {
+        // SAFETY: the caller's contract.
+        unsafe { _mm512_loadu_si512(ptr.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(self, ptr: *mut i32, v: __m512i) {
+        // SAFETY: the caller's contract.
+        unsafe { _mm512_storeu_si512(ptr.cast(), v) }
+    }
+
+    #[inline(always)]
+    fn any(self, mask: __mmask16) -> bool {
+        mask != 0
+    }
+
+    ops! {
+        splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        neg_mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fnmadd_ps(a, b, c);
+        min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        sqrt(a: __m512) -> __m512 = _mm512_sqrt_ps(a);
+        floor(a: __m512) -> __m512 = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(a);
+
+        lt(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b);
+        le(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b);
+        eq(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b);
+        is_nan(a: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+        select(mask: __mmask16, a: __m512, b: __m512) -> __m512 = _mm512_mask_blend_ps(mask, b, a);
+
+        reduce_add(a: __m512) -> f32 = _mm512_reduce_add_ps(a);
+        reduce_max(a: __m512) -> f32 = _mm512_reduce_max_ps(a);
+        reduce_min(a: __m512) -> f32 = _mm512_reduce_min_ps(a);
+
+        splat_i(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        iota() -> __m512i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        add_i(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        sub_i(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+        and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+        xor(a: __m512i, b: __m512i) -> __m512i = _mm512_xor_si512(a, b);
+        // Counts are constants wherever these are used, so the variable shifts become immediate ones.
+        shl(a: __m512i, n: u32) -> __m512i = _mm512_sllv_epi32(a, _mm512_set1_epi32(n as i32));
+        shr(a: __m512i, n: u32) -> __m512i = _mm512_srlv_epi32(a, _mm512_set1_epi32(n as i32));
+        sar(a: __m512i, n: u32) -> __m512i = _mm512_srav_epi32(a, _mm512_set1_epi32(n as i32));
+        mul_wide(a: __m512i, b: __m512i) -> (__m512i, __m512i) = {
+            const ODD: __mmask16 = 0b1010_1010_1010_1010;
+            let even = _mm512_mul_epu32(a, b);
+            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), _mm512_srli_epi64::<32>(b));
+            let high = _mm512_mask_blend_epi32(ODD, _mm512_srli_epi64::<32>(even), odd);
+            let low = _mm512_mask_blend_epi32(ODD, even, _mm512_slli_epi64::<32>(odd));
+            (high, low)
+        };
+        eq_i(a: __m512i, b: __m512i) -> __mmask16 = _mm512_cmpeq_epi32_mask(a, b);
+        to_f(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
+        ldexp(a: __m512, n: __m512i) -> __m512 = _mm512_scalef_ps(a, _mm512_cvtepi32_ps(n));
+        round_i(a: __m512) -> __m512i = _mm512_cvtps_epi32(a);
+        bits(a: __m512) -> __m512i = _mm512_castps_si512(a);
+        from_bits(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
+    }
+}

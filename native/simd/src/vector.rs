@@ -1,0 +1,180 @@
+//! The vector abstraction: what every instruction set can do with `LANES` values of `f32` or of 32-bit integers.
+
+use crate::isa::Isa;
+
+/// A computation written once for every instruction set; [`Isa::dispatch`] runs it.
+///
+/// Mark `run`, and every generic function it calls, `#[inline(always)]`: only code inlined into the entry of an
+/// instruction set is compiled for it.
+pub trait Kernel {
+    /// What the computation returns.
+    type Output;
+
+    /// The computation, in vectors of `S`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// An instruction set's vectors. A value of such a type is a token: it exists only where the instructions do, so
+/// arithmetic is safe, and only memory access is not.
+///
+/// Comparisons with NaN are false. Integers wrap.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// `LANES` values of `f32`.
+    type F: Copy;
+    /// `LANES` 32-bit integers; signed or unsigned is the operation's matter.
+    type I: Copy;
+    /// `LANES` booleans.
+    type M: Copy;
+
+    /// Elements in a vector: 1, 8 or 16.
+    const LANES: usize;
+    /// The instruction set.
+    const ISA: Isa;
+
+    /// Reads `LANES` elements, of any alignment.
+    ///
+    /// # Safety
+    /// `ptr..ptr + LANES` must be readable.
+    unsafe fn load(self, ptr: *const f32) -> Self::F;
+
+    /// Writes `LANES` elements, of any alignment.
+    ///
+    /// # Safety
+    /// `ptr..ptr + LANES` must be writable.
+    unsafe fn store(self, ptr: *mut f32, v: Self::F);
+
+    /// Reads the first `n` lanes; the others are 0 and their memory is not touched.
+    ///
+    /// # Safety
+    /// `ptr..ptr + min(n, LANES)` must be readable.
+    unsafe fn load_first(self, ptr: *const f32, n: usize) -> Self::F;
+
+    /// Writes the first `n` lanes; the memory of the others is not touched.
+    ///
+    /// # Safety
+    /// `ptr..ptr + min(n, LANES)` must be writable.
+    unsafe fn store_first(self, ptr: *mut f32, v: Self::F, n: usize);
+
+    /// Every lane is `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// `a + b`
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`, correctly rounded
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`: fused where the instruction set fuses (not in the scalar twin).
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `c - a * b`: fused where the instruction set fuses.
+    fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }`: b if either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`: b if either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Square root, correctly rounded.
+    fn sqrt(self, a: Self::F) -> Self::F;
+    /// The largest integer that is not larger.
+    fn floor(self, a: Self::F) -> Self::F;
+    /// `|a|`
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        self.from_bits(self.and(self.bits(a), self.splat_i(i32::MAX)))
+    }
+    /// `-a`
+    #[inline(always)]
+    fn neg(self, a: Self::F) -> Self::F {
+        self.from_bits(self.xor(self.bits(a), self.splat_i(i32::MIN)))
+    }
+
+    /// `a < b`
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    /// `a <= b`
+    fn le(self, a: Self::F, b: Self::F) -> Self::M;
+    /// `a == b`
+    fn eq(self, a: Self::F, b: Self::F) -> Self::M;
+    /// `a` is NaN
+    fn is_nan(self, a: Self::F) -> Self::M;
+    /// Lanes of `a` where the mask is set, of `b` elsewhere.
+    fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
+    /// Whether any lane is set.
+    fn any(self, mask: Self::M) -> bool;
+
+    /// The sum of all lanes, in one fixed order.
+    fn reduce_add(self, a: Self::F) -> f32;
+    /// The largest lane; if any is NaN, any lane.
+    fn reduce_max(self, a: Self::F) -> f32;
+    /// The smallest lane; if any is NaN, any lane.
+    fn reduce_min(self, a: Self::F) -> f32;
+
+    /// Every lane is `x`.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// `0, 1, 2, …`
+    fn iota(self) -> Self::I;
+    /// `a + b`, wrapping
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a - b`, wrapping
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise and.
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise or.
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise exclusive or.
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a << n`, for `n < 32`
+    fn shl(self, a: Self::I, n: u32) -> Self::I;
+    /// `a >> n` with zeros shifted in, for `n < 32`
+    fn shr(self, a: Self::I, n: u32) -> Self::I;
+    /// `a >> n` with the sign shifted in, for `n < 32`
+    fn sar(self, a: Self::I, n: u32) -> Self::I;
+    /// The 64-bit product of unsigned lanes: (high half, low half).
+    fn mul_wide(self, a: Self::I, b: Self::I) -> (Self::I, Self::I);
+    /// `a == b`
+    fn eq_i(self, a: Self::I, b: Self::I) -> Self::M;
+    /// Signed integers as `f32`, rounded to nearest.
+    fn to_f(self, a: Self::I) -> Self::F;
+    /// Rounds to the nearest integer, ties to even; meaningless outside the range of `i32`.
+    fn round_i(self, a: Self::F) -> Self::I;
+    /// The bits of floats.
+    fn bits(self, a: Self::F) -> Self::I;
+    /// The floats of bits.
+    #[allow(clippy::wrong_self_convention, reason = "self is the instruction set, not the value converted")]
+    fn from_bits(self, a: Self::I) -> Self::F;
+
+    /// `a * 2^n`, rounded once, for `n` in -252..=254.
+    #[inline(always)]
+    fn ldexp(self, a: Self::F, n: Self::I) -> Self::F {
+        // 2^n itself may be out of range where the product is not: multiply by two halves of it.
+        let half = self.sar(n, 1);
+        let rest = self.sub_i(n, half);
+        let power = |n| self.from_bits(self.shl(self.add_i(n, self.splat_i(127)), 23));
+        self.mul(self.mul(a, power(half)), power(rest))
+    }
+
+    /// Reads `LANES` integers, of any alignment.
+    ///
+    /// # Safety
+    /// `ptr..ptr + LANES` must be readable.
+    unsafe fn load_i(self, ptr: *const i32) -> Self::I;
+
+    /// Writes `LANES` integers, of any alignment.
+    ///
+    /// # Safety
+    /// `ptr..ptr + LANES` must be writable.
+    unsafe fn store_i(self, ptr: *mut i32, v: Self::I);
+
+    /// Applies `f` to every lane through memory: for functions too rare to vectorise.
+    #[inline(always)]
+    fn map_lanes(self, a: Self::F, f: impl Fn(f32) -> f32) -> Self::F {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: LANES <= 16, so both accesses stay inside the array.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), a);
+            for lane in &mut lanes[..Self::LANES] {
+                *lane = f(*lane);
+            }
+            self.load(lanes.as_ptr())
+        }
+    }
+}
