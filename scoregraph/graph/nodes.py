@@ -1,0 +1,404 @@
+"""All node kinds of a sampling graph.
+
+A node is frozen, knows the type of its value, and is interned: two nodes with the same fields are one object, so nodes
+are compared with ``is``. Fields that hold nodes are operands, the others are attributes; the annotation of a field says
+which. The text form, the JSON form and rewrites follow from the fields, so a new kind of node needs its class only.
+
+Result rules check the operands and raise without a place; whoever knows the user's line adds it (``error.at``).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+
+from scoregraph.graph import rules
+from scoregraph.graph import values as v
+from scoregraph.graph.spec import Spec
+from scoregraph.graph.values import Latent, NetRef, Tokens, ValueType
+
+if TYPE_CHECKING:
+    from scoregraph.graph.table import StepTable
+
+Schedule: TypeAlias = Spec
+Step: TypeAlias = Spec
+Guidance: TypeAlias = Spec
+Prediction: TypeAlias = Spec
+Select: TypeAlias = Spec
+Policy: TypeAlias = Spec
+Energy: TypeAlias = Spec
+
+FIELD_KINDS = {
+    "Node": "node",
+    "Node | None": "node?",
+    "tuple[Node, ...]": "nodes",
+    "NetRef": "net",
+    "NetRef | None": "net?",
+    "StepTable | None": "table?",
+    "ValueType": "type",
+    "Latent": "type",
+    "str": "str",
+    "int": "int",
+    "float": "float",
+    "Schedule": "spec:schedule",
+    "Step": "spec:sampler|select",
+    "Guidance": "spec:guidance",
+    "Prediction": "spec:prediction",
+    "Select": "spec:select",
+    "Policy": "spec:cache",
+    "Energy": "spec:energy",
+}
+"""What a field holds, by its annotation. ``?`` may be None; ``spec:`` names the families that fit."""
+
+KINDS: dict[str, type[Node]] = {}
+"""Every kind of node by the name the text form gives it."""
+
+_interned: weakref.WeakValueDictionary[tuple[object, ...], Node] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+class Interned(type):
+    """Calling a class of this metaclass returns the one live node with those fields."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the node, which checks it, then take the one that is already there, if any."""
+        made = super().__call__(*args, **kwargs)
+        with _lock:
+            return _interned.setdefault(made.key(), made)
+
+
+@cache
+def field_kinds(cls: type[Node]) -> dict[str, str]:
+    """What each field of a kind of node holds, in order."""
+    return {f.name: FIELD_KINDS[str(f.type)] for f in fields(cls) if f.init}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Node(metaclass=Interned):
+    """Base of all nodes. ``type`` is the type of the value; ``free`` names the loops whose variables it depends on."""
+
+    op: ClassVar[str]
+    type: ValueType = field(init=False)
+    free: frozenset[str] = field(init=False)
+
+    def __init_subclass__(cls, op: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.op = op
+        KINDS[op] = cls
+
+    def __post_init__(self) -> None:
+        for name, kind in field_kinds(self.__class__).items():
+            if kind.startswith("spec:"):
+                rules.family(getattr(self, name), kind.removeprefix("spec:").split("|"))
+        object.__setattr__(self, "free", self._free_loops())
+        object.__setattr__(self, "type", self._result())
+
+    def _result(self) -> ValueType:
+        """The result rule: the type of the value, or an error about the operands."""
+        raise TypeError(f"{self.__class__.__name__} has no result rule")
+
+    def _free_loops(self) -> frozenset[str]:
+        """The loops that must be open around this node."""
+        return frozenset[str]().union(*(operand.free for operand in self.operands))
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        """The nodes this one reads, in the order of its fields."""
+        return tuple(self._operands())
+
+    def _operands(self) -> Iterator[Node]:
+        for name, kind in field_kinds(self.__class__).items():
+            value = getattr(self, name)
+            if kind == "nodes":
+                yield from value
+            elif kind in ("node", "node?") and value is not None:
+                yield value
+
+    def map_operands(self, new: Callable[[Node], Node]) -> Self:
+        """The same node over other operands; itself when they are the same."""
+        values: dict[str, Any] = {}
+        for name, kind in field_kinds(self.__class__).items():
+            value = getattr(self, name)
+            if kind == "nodes":
+                value = tuple(new(operand) for operand in value)
+            elif kind in ("node", "node?") and value is not None:
+                value = new(value)
+            values[name] = value
+        return self.__class__(**values)
+
+    def key(self) -> tuple[object, ...]:
+        """What makes two nodes one. Attributes are compared as they print, so that 1, 1.0 and True differ."""
+        parts: list[object] = [self.__class__]
+        for name, kind in field_kinds(self.__class__).items():
+            value = getattr(self, name)
+            parts.append(value if kind in ("node", "node?", "nodes", "table?") else repr(value))
+        return tuple(parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.__class__, tuple(getattr(self, name) for name in field_kinds(self.__class__))
+
+    def __repr__(self) -> str:
+        return f"<{self.op} : {self.type}>"
+
+
+def types(nodes: tuple[Node, ...]) -> list[ValueType]:
+    """The types of some nodes, in order."""
+    return [node.type for node in nodes]
+
+
+# --- The kinds: what enters ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Input(Node, op="input"):
+    """A value the caller gives by name, per sample."""
+
+    name: str
+    of: ValueType
+
+    def _result(self) -> ValueType:
+        return self.of
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Constant(Node, op="constant"):
+    """A raw value of which every element is ``value``, the same for every sample."""
+
+    value: float
+    of: ValueType
+
+    def _result(self) -> v.Array:
+        return rules.expect("a constant", self.of, v.Array)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Condition(Node, op="condition"):
+    """The encoded conditions of a network, one value each in its order; no values: the unconditional branch."""
+
+    net: NetRef
+    values: tuple[Node, ...] = ()
+
+    def _result(self) -> v.Cond:
+        return rules.condition(self.net, types(self.values))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Noise(Node, op="noise"):
+    """Unit normals; ``site`` is the last word of the counter that draws them, so no two sites share numbers."""
+
+    latent: Latent
+    site: int
+
+    def _result(self) -> v.Noise:
+        return v.Noise(self.latent)
+
+
+# --- What moves --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LoopVar(Node, op="carry"):
+    """Value number ``index`` that a loop carries, as it stands at the start of a step."""
+
+    loop: str
+    index: int
+    of: ValueType
+
+    def _result(self) -> ValueType:
+        return self.of
+
+    def _free_loops(self) -> frozenset[str]:
+        return frozenset([self.loop])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StepTime(Node, op="time"):
+    """The point of its schedule at which a loop stands."""
+
+    loop: str
+
+    def _result(self) -> v.Time:
+        return v.Time()
+
+    def _free_loops(self) -> frozenset[str]:
+        return frozenset([self.loop])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Score(Node, op="score"):
+    """One evaluation of a network for one or more conditions, each of which is a branch."""
+
+    net: NetRef
+    x: Node
+    time: Node | None
+    conds: tuple[Node, ...]
+
+    def _result(self) -> ValueType:
+        return rules.score(self.net, self.x.type, self.time and self.time.type, types(self.conds))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Convert(Node, op="convert"):
+    """A prediction in another parameterization, for example x0 for a preview."""
+
+    to: Prediction
+    pred: Node
+    x: Node
+    time: Node
+
+    def _result(self) -> v.Pred:
+        return rules.convert(self.to, self.pred.type, self.x.type, self.time.type)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EnergyGrad(Node, op="energy_grad"):
+    """The gradient of an energy in x, or in the clean sample that ``pred`` implies; ``net`` is a classifier."""
+
+    energy: Energy
+    x: Node
+    time: Node
+    pred: Node | None = None
+    net: NetRef | None = None
+    values: tuple[Node, ...] = ()
+
+    def _result(self) -> v.Grad:
+        rules.expect("time of the energy", self.time.type, v.Time)
+        if self.pred is not None:
+            rules.expect("prediction of the energy", self.pred.type, v.Pred)
+        return v.Grad(rules.expect("x of the energy", self.x.type, Latent))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FusedScore(Node, op="fuse"):
+    """All branches and gradients as one prediction, weighted by a guidance rule; ``scale`` replaces the rule's own."""
+
+    guidance: Guidance
+    preds: tuple[Node, ...]
+    grads: tuple[Node, ...] = ()
+    scale: Node | None = None
+
+    def _result(self) -> ValueType:
+        return rules.fuse(self.guidance, types(self.preds), types(self.grads), self.scale and self.scale.type)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SamplerStep(Node, op="step"):
+    """One step of a sampler on latents, or of a select rule on tokens.
+
+    Without a table it takes one prediction and means what the rule means on the loop's schedule. With one, it is, row
+    by row, ``R' = A R + B m + C z`` (docs/plan-format.md), where m are all branches of ``preds`` in order and z is
+    drawn at ``site``.
+    """
+
+    rule: Step
+    state: Node
+    preds: tuple[Node, ...]
+    time: Node | None
+    site: int
+    table: StepTable | None = None
+
+    def _result(self) -> Latent | Tokens:
+        if self.time is not None:
+            rules.expect(f"time of {self.rule}", self.time.type, v.Time)
+        branches = 1 if self.table is None else self.table.branches
+        return rules.step(self.rule, self.state.type, types(self.preds), branches)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Eligible(Node, op="eligible"):
+    """The positions that a select rule may still write: masked ones in the active block."""
+
+    rule: Select
+    tokens: Node
+
+    def _result(self) -> v.Mask:
+        return v.Mask((rules.expect(f"tokens of {self.rule}", self.tokens.type, Tokens).length,))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Cache(Node, op="cache"):
+    """An approximation the user asked for: ``value`` as it was when the policy last refreshed it."""
+
+    policy: Policy
+    value: Node
+
+    def _result(self) -> ValueType:
+        return self.value.type
+
+
+# --- Loops and what leaves ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Loop(Node, op="loop"):
+    """A pass over a schedule. ``results`` and ``emits`` are its body, in terms of its LoopVars and its StepTime."""
+
+    name: str
+    schedule: Schedule
+    init: tuple[Node, ...]
+    results: tuple[Node, ...]
+    emits: tuple[Node, ...] = ()
+
+    def _result(self) -> v.Carry:
+        return rules.loop(self.name, types(self.init), types(self.results))
+
+    def _free_loops(self) -> frozenset[str]:
+        return super()._free_loops() - {self.name}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class While(Node, op="while"):
+    """A loop that goes on while ``active`` holds anywhere at the start of a step, for at most ``max_iters`` steps."""
+
+    name: str
+    max_iters: int
+    init: tuple[Node, ...]
+    results: tuple[Node, ...]
+    active: Node
+    emits: tuple[Node, ...] = ()
+
+    def _result(self) -> v.Carry:
+        rules.expect(f"condition of the loop {self.name}", self.active.type, v.Mask)
+        return rules.loop(self.name, types(self.init), types(self.results))
+
+    def _free_loops(self) -> frozenset[str]:
+        return super()._free_loops() - {self.name}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Get(Node, op="get"):
+    """Value number ``index`` of those that leave a loop."""
+
+    loop: Node
+    index: int
+
+    def _result(self) -> ValueType:
+        return rules.item(self.loop.type, self.index)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadDecode(Node, op="decode"):
+    """A head of a network, applied to a state or to hidden features; ``rows`` limits it to some positions."""
+
+    net: NetRef
+    head: str
+    x: Node
+    rows: Node | None = None
+
+    def _result(self) -> ValueType:
+        return rules.decode(self.net, self.head, self.x.type, self.rows and self.rows.type)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Emit(Node, op="emit"):
+    """An intermediate value as a named output; inside a loop, one per step."""
+
+    name: str
+    value: Node
+
+    def _result(self) -> ValueType:
+        return self.value.type
