@@ -1,0 +1,1 @@
+"""Lowering: sampling graph and tensor programs → the flat calls of a draft plan."""

@@ -1,0 +1,395 @@
+"""One rule per operator of a tensor program: what it becomes in the plan.
+
+A rule gets the drafter, the site (for error messages and profiles) and the operator's arguments, where tensors are
+``Value``s and symbolic sizes are ``Batch``es; it returns ``Value``s. Rules for fused operators carry the names of the
+functions in ``scoregraph.passes.tensor.fused``; the others carry ATen's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scoregraph.passes.lower import shape as shapes
+from scoregraph.plan.dims import Batch
+from scoregraph.plan.draft import Drafter, Value
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of the named operators."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+# --- fused operators: one kernel call each -----------------------------------------------------
+
+
+def _rows(drafter: Drafter, x: Value, site: str) -> Value:
+    """``x`` with unit last stride and leading dimensions that collapse into evenly spaced rows, copied if need be."""
+    if len(x.shape) >= 2 and x.strides[-1] == 1 and not x.is_constant:
+        even = all(
+            x.shape[i + 1] == 1 or not isinstance(n := x.shape[i + 1], int) or x.strides[i] == n * x.strides[i + 1]
+            for i in range(len(x.shape) - 2)
+        )
+        if even:
+            return x
+    return drafter.dense(x, site)
+
+
+def _modulation(drafter: Drafter, v: Value | None) -> Value | None:
+    """A gate, scale or shift [n, C] as a window the kernels can read."""
+    return None if v is None else drafter.as_buffer(v)
+
+
+@rule("linear")
+def linear(
+    drafter: Drafter,
+    site: str,
+    x: Value,
+    w: Value,
+    bias: Value | None = None,
+    residual: Value | None = None,
+    gate: Value | None = None,
+    act: str = "none",
+) -> Value:
+    x = _rows(drafter, x, site)
+    y = drafter.new((*x.shape[:-1], w.shape[0]), name=site)
+    if residual is not None:
+        residual = drafter.dense(drafter.as_buffer(shapes.expand(residual, y.shape)), site)
+    gate = _modulation(drafter, gate)
+    ins = {"x": x, "w": w, "bias": bias, "residual": residual, "gate": gate}
+    drafter.call("linear", ins, {"y": y}, {"act": act}, site)
+    return y
+
+
+@rule("conv2d")
+def conv2d(
+    drafter: Drafter,
+    site: str,
+    x: Value,
+    w: Value,
+    bias: Value | None = None,
+    residual: Value | None = None,
+    emb: Value | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    act: str = "none",
+) -> Value:
+    x = drafter.dense(x, site)
+    n, _, height, width = x.shape
+    out, _, kh, kw = w.shape
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    assert isinstance(kh, int)
+    assert isinstance(kw, int)
+    size = ((height + 2 * padding[0] - kh) // stride[0] + 1, (width + 2 * padding[1] - kw) // stride[1] + 1)
+    y = drafter.new((n, out, *size), name=site)
+    if residual is not None:
+        residual = drafter.dense(drafter.as_buffer(shapes.expand(residual, y.shape)), site)
+    ins = {"x": x, "w": w, "bias": bias, "residual": residual, "emb": _modulation(drafter, emb)}
+    attrs = {"stride": list(stride), "padding": list(padding), "act": act}
+    drafter.call("conv2d", ins, {"y": y}, attrs, site)
+    return y
+
+
+@rule("group_norm")
+def group_norm(
+    drafter: Drafter,
+    site: str,
+    x: Value,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    scale: Value | None = None,
+    shift: Value | None = None,
+    groups: int = 32,
+    eps: float = 1e-5,
+    act: str = "none",
+) -> Value:
+    x = drafter.dense(x, site)
+    y = drafter.new(x.shape, name=site)
+    ins = {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "scale": _modulation(drafter, scale),
+        "shift": _modulation(drafter, shift),
+    }
+    drafter.call("group_norm", ins, {"y": y}, {"groups": groups, "eps": eps, "act": act}, site)
+    return y
+
+
+@rule("layer_norm")
+def layer_norm(
+    drafter: Drafter,
+    site: str,
+    x: Value,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    scale: Value | None = None,
+    shift: Value | None = None,
+    eps: float = 1e-5,
+    act: str = "none",
+) -> Value:
+    x = drafter.dense(x, site)
+    y = drafter.new(x.shape, name=site)
+    ins = {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "scale": _modulation(drafter, scale),
+        "shift": _modulation(drafter, shift),
+    }
+    drafter.call("layer_norm", ins, {"y": y}, {"eps": eps, "act": act}, site)
+    return y
+
+
+@rule("rms_norm")
+def rms_norm(drafter: Drafter, site: str, x: Value, weight: Value | None = None, eps: float = 1e-6) -> Value:
+    x = drafter.dense(x, site)
+    y = drafter.new(x.shape, name=site)
+    drafter.call("rms_norm", {"x": x, "weight": weight}, {"y": y}, {"eps": eps}, site)
+    return y
+
+
+@rule("attention")
+def attention(
+    drafter: Drafter, site: str, q: Value, k: Value, v: Value, mask: Value | None = None, scale: float = 1.0
+) -> Value:
+    q, k, v = (drafter.as_buffer(t) for t in (q, k, v))
+    n, heads, length, width = q.shape
+    # The result is laid out as [n, S, H, D], which is what the projection after it reads: merging heads is then free.
+    y = shapes.permute(drafter.new((n, length, heads, width), name=site), (0, 2, 1, 3))
+    if mask is not None:
+        mask = shapes.expand(drafter.as_buffer(mask), (n, heads, length, k.shape[2]))
+    drafter.call("attention", {"q": q, "k": k, "v": v, "mask": mask}, {"y": y}, {"scale": scale}, site)
+    return y
+
+
+@rule("pointwise")
+def pointwise(drafter: Drafter, site: str, program: Sequence[Sequence[Any]], *operands: Value) -> Value:
+    out = shapes.broadcast_shape([o.shape for o in operands])
+    y = drafter.new(out, name=site)
+    ins = {f"x{i}": shapes.expand(_operand(drafter, o, out), out) for i, o in enumerate(operands)}
+    drafter.call("pointwise", ins, {"y": y}, {"program": [list(step) for step in program]}, site)
+    return y
+
+
+def _operand(drafter: Drafter, value: Value, out: tuple[Any, ...]) -> Value:
+    """A constant that needs no broadcasting is read in place; another one from a buffer."""
+    return value if value.is_constant and value.shape == out and value.dense() else drafter.as_buffer(value)
+
+
+# --- other kernels -----------------------------------------------------------------------------
+
+
+@rule("aten.bmm.default", "aten.matmul.default")
+def matmul(drafter: Drafter, site: str, x: Value, y: Value) -> Value:
+    x, y = drafter.as_buffer(x), drafter.as_buffer(y)
+    lead = shapes.broadcast_shape([x.shape[:-2], y.shape[:-2]])
+    x, y = shapes.expand(x, (*lead, *x.shape[-2:])), shapes.expand(y, (*lead, *y.shape[-2:]))
+    z = drafter.new((*lead, x.shape[-2], y.shape[-1]), name=site)
+    drafter.call("matmul", {"x": x, "y": y}, {"z": z}, {"scale": 1.0}, site)
+    return z
+
+
+@rule("aten._softmax.default", "aten.softmax.int")
+def softmax(drafter: Drafter, site: str, x: Value, dim: int, half_to_float: object = None) -> Value:
+    if dim % len(x.shape) != len(x.shape) - 1:
+        raise ValueError(f"softmax over dimension {dim} of {len(x.shape)}, only the last is covered")
+    x = drafter.dense(x, site)
+    y = drafter.new(x.shape, name=site)
+    drafter.call("softmax", {"x": x}, {"y": y}, site=site)
+    return y
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else ([*value] * 2)[:2]
+
+
+@rule("aten.avg_pool2d.default", "aten.max_pool2d.default", "aten.max_pool2d_with_indices.default")
+def pool2d(
+    drafter: Drafter,
+    site: str,
+    x: Value,
+    kernel: Sequence[int],
+    stride: Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    *rest: object,
+    op: str = "avg_pool2d",
+) -> Value:
+    if any(_pair(padding)):
+        raise ValueError("pooling with padding is not covered")
+    x = drafter.dense(x, site)
+    kernel = _pair(kernel)
+    stride = _pair(stride) if stride else kernel
+    n, channels, height, width = x.shape
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    size = ((height - kernel[0]) // stride[0] + 1, (width - kernel[1]) // stride[1] + 1)
+    y = drafter.new((n, channels, *size), name=site)
+    drafter.call(op, {"x": x}, {"y": y}, {"kernel": kernel, "stride": stride}, site)
+    return y
+
+
+@rule("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default")
+def upsample_nearest2d(
+    drafter: Drafter, site: str, x: Value, size: Sequence[Any] | None, *scales: Any
+) -> Value:
+    height, width = x.shape[2:]
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    factors = scales[0] if scales and isinstance(scales[0], (list, tuple)) else None
+    out = tuple(size) if size is not None else tuple(int(n * f) for n, f in zip((height, width), factors, strict=True))
+    if out[0] % height or out[1] % width:
+        raise ValueError(f"nearest upsampling from {height}x{width} to {out[0]}x{out[1]} is not by whole factors")
+    x = drafter.dense(x, site)
+    y = drafter.new((*x.shape[:2], *out), name=site)
+    drafter.call("upsample_nearest", {"x": x}, {"y": y}, {"factor": [out[0] // height, out[1] // width]}, site)
+    return y
+
+
+@rule("aten.embedding.default")
+def embedding(drafter: Drafter, site: str, w: Value, index: Value, *options: object) -> Value:
+    index = drafter.dense(index, site)
+    y = drafter.new((*index.shape, w.shape[1]), name=site)
+    drafter.call("embedding", {"index": index, "w": drafter.dense(w, site)}, {"y": y}, site=site)
+    return y
+
+
+@rule("aten.mean.dim", "aten.sum.dim_IntList", "aten.amin.default", "aten.amax.default")
+def reduce(
+    drafter: Drafter, site: str, x: Value, dims: Sequence[int], keepdim: bool = False, *, kind: str = "mean", **_: Any
+) -> Value:
+    axes = sorted(d % len(x.shape) for d in dims)
+    lead = [i for i in range(len(x.shape)) if i not in axes]
+    x = drafter.dense(shapes.permute(x, [*lead, *axes]), site)
+    kept = tuple(x.shape[: len(lead)])
+    y = drafter.new(kept, name=site)
+    attrs = {"kind": kind, "axes": list(range(len(lead), len(x.shape)))}
+    drafter.call("reduce", {"x": x}, {"y": y}, attrs, site)
+    for axis in axes if keepdim else []:
+        y = shapes.unsqueeze(y, axis)
+    return y
+
+
+KEYWORDS: dict[str, dict[str, str]] = {
+    "aten.max_pool2d.default": {"op": "max_pool2d"},
+    "aten.max_pool2d_with_indices.default": {"op": "max_pool2d"},
+    "aten.mean.dim": {"kind": "mean"},
+    "aten.sum.dim_IntList": {"kind": "sum"},
+    "aten.amin.default": {"kind": "min"},
+    "aten.amax.default": {"kind": "max"},
+}
+"""What tells apart the operators that share a rule."""
+
+
+# --- windows and sizes -------------------------------------------------------------------------
+
+
+@rule("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
+def view(drafter: Drafter, site: str, x: Value, size: Sequence[Any]) -> Value:
+    return shapes.view(drafter, drafter.as_buffer(x) if x.is_constant else x, size, site)
+
+
+@rule("aten.flatten.using_ints")
+def flatten(drafter: Drafter, site: str, x: Value, start: int = 0, end: int = -1) -> Value:
+    start, end = start % len(x.shape), end % len(x.shape)
+    merged = shapes.product(x.shape[start : end + 1])
+    return view(drafter, site, x, (*x.shape[:start], merged, *x.shape[end + 1 :]))
+
+
+@rule("aten.unflatten.int")
+def unflatten(drafter: Drafter, site: str, x: Value, dim: int, sizes: Sequence[Any]) -> Value:
+    dim %= len(x.shape)
+    part = shapes.infer(Value(x.storage, (x.shape[dim],), (1,)), sizes)
+    return view(drafter, site, x, (*x.shape[:dim], *part, *x.shape[dim + 1 :]))
+
+
+def _window(function: Callable[..., Any]) -> Rule:
+    """A rule for a function of shape.py that needs no drafter."""
+
+    def apply(drafter: Drafter, site: str, x: Value, *args: Any, **kwargs: Any) -> Any:
+        return function(drafter.as_buffer(x), *args, **kwargs)
+
+    return apply
+
+
+RULES.update(
+    {
+        "aten.permute.default": _window(shapes.permute),
+        "aten.transpose.int": _window(shapes.transpose),
+        "aten.t.default": _window(lambda x: shapes.transpose(x, 0, 1)),
+        "aten.unsqueeze.default": _window(shapes.unsqueeze),
+        "aten.squeeze.default": _window(shapes.squeeze),
+        "aten.squeeze.dim": _window(lambda x, dim: shapes.squeeze(x, [dim])),
+        "aten.squeeze.dims": _window(shapes.squeeze),
+        "aten.expand.default": _window(lambda x, sizes, **_: shapes.expand(x, sizes)),
+        "aten.slice.Tensor": _window(shapes.slice_),
+        "aten.select.int": _window(shapes.select),
+        "aten.split.Tensor": _window(lambda x, size, dim=0: shapes.split_evenly(x, size, dim)),
+        "aten.split_with_sizes.default": _window(lambda x, sizes, dim=0: shapes.split(x, sizes, dim)),
+        "aten.chunk.default": _window(lambda x, chunks, dim=0: shapes.chunk(x, chunks, dim)),
+        "aten.unbind.int": _window(
+            lambda x, dim=0: tuple(shapes.select(x, dim, i) for i in range(x.shape[dim % len(x.shape)]))
+        ),
+        "aten.alias.default": lambda drafter, site, x: x,
+        "aten.detach.default": lambda drafter, site, x: x,
+        "aten.clone.default": lambda drafter, site, x, **_: x,
+        "aten.contiguous.default": lambda drafter, site, x, **_: x,
+        "aten.dropout.default": lambda drafter, site, x, *_: x,
+        "aten.sym_size.int": lambda drafter, site, x, dim: x.shape[dim],
+        "<built-in function getitem>": lambda drafter, site, parts, index: parts[index],
+        "<built-in function mul>": lambda drafter, site, a, b: a * b,
+        "<built-in function floordiv>": lambda drafter, site, a, b: a // b,
+    }
+)
+
+
+@rule("aten.cat.default")
+def cat(drafter: Drafter, site: str, parts: Sequence[Value], dim: int = 0) -> Value:
+    return shapes.concatenate(drafter, parts, dim, site)
+
+
+@rule("aten.stack.default")
+def stack(drafter: Drafter, site: str, parts: Sequence[Value], dim: int = 0) -> Value:
+    return shapes.concatenate(drafter, [shapes.unsqueeze(drafter.as_buffer(p), dim) for p in parts], dim, site)
+
+
+@rule("aten.einsum.default")
+def einsum(drafter: Drafter, site: str, equation: str, operands: Sequence[Value]) -> Value:
+    """Only a permutation of one operand; products are attention or matmul by the time a program is lowered."""
+    before, _, after = equation.replace(" ", "").partition("->")
+    if len(operands) != 1 or sorted(before) != sorted(after) or len(set(before)) != len(before):
+        raise ValueError(f"einsum {equation!r}")
+    return shapes.permute(drafter.as_buffer(operands[0]), [before.index(letter) for letter in after])
+
+
+@rule("aten._to_copy.default", "aten.to.dtype")
+def to(drafter: Drafter, site: str, x: Value, *args: Any, **kwargs: Any) -> Value:
+    wanted = str(next((a for a in (*args, kwargs.get("dtype")) if a is not None), "torch.float32"))
+    if wanted in ("torch.float32", "torch.float64") and x.dtype == "i64":
+        return pointwise(drafter, site, [["mul", 0, 1]], x, drafter.constant(_one(), "one"))
+    if wanted in ("torch.float32", "torch.float64") or (wanted == "torch.int64" and x.dtype == "i64"):
+        return x
+    raise ValueError(f"a cast from {x.dtype} to {wanted}")
+
+
+def _one() -> Any:
+    import numpy as np
+
+    return np.ones((), np.float32)
+
+
+@rule("aten.full.default", "aten.zeros.default", "aten.ones.default")
+def full(drafter: Drafter, site: str, size: Sequence[int | Batch], value: float = 0.0, **_: object) -> Value:
+    y = drafter.new(tuple(size), name=site)
+    drafter.call("fill", {}, {"x": y}, {"value": float(value)}, site)
+    return y

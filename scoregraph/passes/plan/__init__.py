@@ -1,0 +1,1 @@
+"""Passes over a draft plan: calls, constants, memory."""

@@ -1,0 +1,73 @@
+"""Give every buffer its place in one of two arenas, so that nothing is allocated while a plan runs.
+
+Greedy by size (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", arXiv:2001.03288, §4):
+the largest buffer first, each at the lowest offset where it overlaps no buffer that is live at the same time.
+Buffers that grow with the batch live in an arena of their own whose offsets are multiplied by B: two of them are apart
+for every B if they are apart for B = 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from scoregraph.passes.base import Fuel, PassResult
+from scoregraph.passes.plan.liveness import Interval, intervals
+from scoregraph.plan.dims import has_batch, parse_dim, per_unit
+from scoregraph.plan.draft import Draft
+from scoregraph.plan.schema import Buffer, Slot
+
+ALIGN = 64
+ITEM = {"f32": 4, "i64": 8, "u8": 1}
+
+
+@dataclass(frozen=True)
+class PlanMemory:
+    """Buffers without a place → buffers with a ``slot``; unused buffers are left without one."""
+
+    name: ClassVar[str] = "plan-memory"
+
+    def run(self, module: Draft, fuel: Fuel | None = None) -> PassResult[Draft]:
+        """Counters: bytes per sample and fixed bytes of the arenas, and what they would be without sharing.
+
+        Every buffer needs its place, so this takes no fuel."""
+        plan = module.plan
+        live = intervals(plan)
+        slots: dict[int, Slot] = {}
+        counters: dict[str, int] = {}
+        for space in ("batch", "fixed"):
+            members = [
+                (nbytes(b), b.id)
+                for b in plan.buffers
+                if b.view is None and b.id in live and _space(b) == space
+            ]
+            placed: list[tuple[int, int, Interval]] = []
+            for size, number in sorted(members, key=lambda m: (-m[0], live[m[1]].first, m[1])):
+                offset = _lowest_gap(size, [(o, s) for o, s, span in placed if span.overlaps(live[number])])
+                placed.append((offset, size, live[number]))
+                slots[number] = Slot(space=space, offset=offset)
+            counters[f"{space}_bytes"] = max((o + s for o, s, _ in placed), default=0)
+            counters[f"{space}_bytes_unshared"] = sum(size for size, _ in members)
+        buffers = tuple(b.model_copy(update={"slot": slots[b.id]}) if b.id in slots else b for b in plan.buffers)
+        return PassResult(
+            Draft(plan.model_copy(update={"buffers": buffers}), module.arrays), rewrites=len(slots), counters=counters
+        )
+
+
+def nbytes(buffer: Buffer) -> int:
+    """Bytes per unit of B (or in all), rounded up to the alignment."""
+    size = per_unit(tuple(parse_dim(d) for d in buffer.shape)) * ITEM[buffer.dtype]
+    return max(ALIGN, -(-size // ALIGN) * ALIGN)
+
+
+def _space(buffer: Buffer) -> str:
+    return "batch" if has_batch(tuple(parse_dim(d) for d in buffer.shape)) else "fixed"
+
+
+def _lowest_gap(size: int, taken: list[tuple[int, int]]) -> int:
+    offset = 0
+    for start, length in sorted(taken):
+        if offset + size <= start:
+            break
+        offset = max(offset, start + length)
+    return offset

@@ -1,0 +1,1 @@
+"""Passes over a sampling graph: tables, branches, guidance."""

@@ -1,0 +1,194 @@
+"""A plan in the making: the schema's data with the constants still as arrays, and no memory planned yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from scoregraph.plan.dims import Batch, dense_strides, dump_dim, parse_dim
+from scoregraph.plan.schema import Buffer, Call, Constant, InputSpec, OutputSpec, Plan, Segment, Table, View
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What plan passes rewrite: the plan, and each constant's values by id, in the constant's layout."""
+
+    plan: Plan
+    arrays: Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor while lowering: a window onto a buffer (or a whole constant). Views are free until a call uses them."""
+
+    storage: str
+    shape: tuple[int | Batch, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+    dtype: str = "f32"
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the storage is a constant of the plan."""
+        return self.storage.startswith("c")
+
+    def dense(self) -> bool:
+        """Row-major without gaps (dimensions of size 1 may have any stride)."""
+        wanted = dense_strides(self.shape)
+        return wanted is not None and all(
+            n == 1 or a == b for n, a, b in zip(self.shape, self.strides, wanted, strict=True)
+        )
+
+
+@dataclass
+class Drafter:
+    """Collects buffers, constants, tables and calls; ``build`` freezes them into a ``Draft``."""
+
+    name: str
+    device: str
+    buffers: list[Buffer] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)
+    arrays: dict[int, np.ndarray] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    segments: list[tuple[str, int | None, list[Call]]] = field(default_factory=list)
+    inputs: list[InputSpec] = field(default_factory=list)
+    outputs: list[OutputSpec] = field(default_factory=list)
+    _views: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _known_constants: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
+    _prologue_copies: dict[str, Value] = field(default_factory=dict)
+
+    def begin(self, name: str, table: int | None = None) -> None:
+        """Start a segment; the calls that follow belong to it."""
+        self.segments.append((name, table, []))
+
+    def new(self, shape: Sequence[int | Batch], dtype: str = "f32", name: str = "") -> Value:
+        """A fresh dense buffer."""
+        shape = tuple(shape)
+        strides = dense_strides(shape)
+        if strides is None:
+            raise ValueError(f"buffer {name!r} of shape {shape} would not have the batch outermost")
+        number = len(self.buffers)
+        self.buffers.append(
+            Buffer.model_construct(
+                id=number, name=name, dtype=dtype, shape=tuple(dump_dim(d) for d in shape), slot=None, view=None
+            )
+        )
+        return Value(f"b{number}", shape, strides, 0, dtype)
+
+    def constant(self, array: np.ndarray, name: str) -> Value:
+        """A constant; equal ones are stored once."""
+        dtype = {"f": "f32", "i": "i64", "u": "u8", "b": "u8"}[array.dtype.kind]
+        array = np.ascontiguousarray(array, {"f32": np.float32, "i64": np.int64, "u8": np.uint8}[dtype])
+        key = (dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
+        number = self._known_constants.setdefault(key, len(self.constants))
+        if number == len(self.constants):
+            self.constants.append(
+                Constant.model_construct(
+                    id=number, name=name, dtype=dtype, shape=array.shape, layout="plain", offset=0, nbytes=0
+                )
+            )
+            self.arrays[number] = array
+        strides = dense_strides(array.shape)
+        assert strides is not None
+        return Value(f"c{number}", tuple(array.shape), strides, 0, dtype)
+
+    def table(self, name: str, columns: Sequence[str], rows: np.ndarray) -> int:
+        """A loop's table; its rows are kept as a constant."""
+        values = self.constant(np.asarray(rows, np.float32), f"table.{name}")
+        number = len(self.tables)
+        self.tables.append(
+            Table(id=number, name=name, rows=len(rows), columns=tuple(columns), constant=int(values.storage[1:]))
+        )
+        return number
+
+    def ref(self, value: Value) -> str:
+        """How a call names ``value``: its buffer or constant, or a view made on first use."""
+        if value.is_constant:
+            if not value.dense() or value.offset:
+                raise ValueError("a constant is used whole; copy it into a buffer to view it")
+            return value.storage
+        owner = self.buffers[int(value.storage[1:])]
+        if value.offset == 0 and value.dense() and value.shape == tuple(parse_dim(d) for d in owner.shape):
+            return value.storage
+        key = (value.storage, value.shape, value.strides, value.offset)
+        if key not in self._views:
+            number = len(self.buffers)
+            self.buffers.append(
+                Buffer.model_construct(
+                    id=number,
+                    name=owner.name,
+                    dtype=owner.dtype,
+                    shape=tuple(dump_dim(d) for d in value.shape),
+                    slot=None,
+                    view=View(base=owner.id, offset=value.offset, strides=value.strides),
+                )
+            )
+            self._views[key] = f"b{number}"
+        return self._views[key]
+
+    def call(
+        self,
+        op: str,
+        ins: Mapping[str, Value | None],
+        outs: Mapping[str, Value],
+        attrs: Mapping[str, Any] | None = None,
+        site: str = "",
+    ) -> None:
+        """Append one kernel call to the current segment; a role given None is left out."""
+        self.segments[-1][2].append(
+            Call(
+                op=op,
+                ins={role: self.ref(v) for role, v in ins.items() if v is not None},
+                outs={role: self.ref(v) for role, v in outs.items()},
+                attrs=dict(attrs or {}),
+                site=site,
+            )
+        )
+
+    def as_buffer(self, value: Value) -> Value:
+        """A constant as a buffer, so that it can be viewed and broadcast; filled once, before everything else."""
+        if not value.is_constant:
+            return value
+        if value.storage not in self._prologue_copies:
+            number = int(value.storage[1:])
+            whole = Value(value.storage, tuple(self.constants[number].shape), _strides_of(self.constants[number]))
+            made = self.new(whole.shape, value.dtype, self.constants[number].name)
+            self.segments[0][2].insert(
+                0, Call(op="copy", ins={"x": value.storage}, outs={"y": made.storage}, site=self.constants[number].name)
+            )
+            self._prologue_copies[value.storage] = made
+        made = self._prologue_copies[value.storage]
+        return Value(made.storage, value.shape, value.strides, value.offset, value.dtype)
+
+    def dense(self, value: Value, site: str = "") -> Value:
+        """``value`` itself if it is row-major, else a copy that is."""
+        if value.dense():
+            return value
+        value = self.as_buffer(value)
+        made = self.new(value.shape, value.dtype, site)
+        self.call("copy", {"x": value}, {"y": made}, site=site)
+        return made
+
+    def build(self) -> Draft:
+        """The frozen draft."""
+        plan = Plan(
+            name=self.name,
+            device=self.device,
+            inputs=tuple(self.inputs),
+            outputs=tuple(self.outputs),
+            buffers=tuple(self.buffers),
+            constants=tuple(self.constants),
+            tables=tuple(self.tables),
+            segments=tuple(Segment(name=n, table=t, calls=tuple(c)) for n, t, c in self.segments),
+        )
+        return Draft(plan, dict(self.arrays))
+
+
+def _strides_of(constant: Constant) -> tuple[int, ...]:
+    strides = dense_strides(tuple(constant.shape))
+    assert strides is not None
+    return strides

@@ -1,0 +1,186 @@
+"""A compiled plan as its user holds it: run it, save it, load it, look at every stage. Imports neither torch nor triton."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoregraph import backends
+from scoregraph.backends.protocol import Cancel, Constants, Program, Progress
+from scoregraph.errors import BadInput, BatchMismatch, MissingInput, UnknownName, here
+from scoregraph.plan import files
+from scoregraph.plan.dims import at, has_batch, parse_dim
+from scoregraph.plan.schema import InputSpec, Plan
+
+_NUMPY = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64), "u8": np.dtype(np.uint8)}
+ArrayLike = Any
+
+
+class Stages(dict[str, str]):
+    """The text of the graph or plan after each stage, by name, in order. Prints as one line a stage."""
+
+    def __init__(self, texts: Mapping[str, str], plan: Plan) -> None:
+        super().__init__(texts)
+        self._plan = plan
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for stage in self._plan.stages:
+            counted = "".join(f", {k} {v:,}" for k, v in stage.counters.items())
+            lines.append(f"after {stage.name} ({stage.rewrites} rewrites, {stage.ms:.1f} ms{counted})")
+            lines.extend(f"    missed: {miss}" for miss in stage.misses)
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+class CompiledPlan:
+    """A plan with its constants, ready to run any number of times and from any thread (one run at a time).
+
+    Attributes:
+        plan: the plan as data.
+        stages: the text of every stage of its compilation; printing it lists the passes with what they did.
+    """
+
+    def __init__(self, plan: Plan, constants: Constants, stages: Mapping[str, str], threads: int | None = None) -> None:
+        self.plan = plan
+        self.stages = Stages(stages, plan)
+        self._constants = constants
+        self._threads = threads
+        self._program: Program | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(spec.name for spec in self.plan.inputs) or "nothing"
+        outputs = ", ".join(spec.name for spec in self.plan.outputs)
+        calls = sum(len(segment.calls) for segment in self.plan.segments)
+        return f"<plan {self.plan.name} for {self.plan.device}: {inputs} -> {outputs}, {calls} kernel calls>"
+
+    @property
+    def program(self) -> Program:
+        """The plan made runnable; built on first use."""
+        if self._program is None:
+            self._program = backends.load(self.plan.device, self._threads).compile(self.plan, self._constants)
+        return self._program
+
+    def run(
+        self,
+        *,
+        seed: int = 0,
+        seeds: ArrayLike | None = None,
+        batch: int | None = None,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+        **inputs: ArrayLike,
+    ) -> dict[str, np.ndarray]:
+        """Generate samples.
+
+        Args:
+            seed: sample i draws its noise from the key ``seed + i``.
+            seeds: one key per sample, uint64 [batch], in place of ``seed``.
+            batch: the number of samples; taken from ``seeds`` or the inputs where it is not given, else 1.
+            progress: called as ``progress(done, total)`` after each step.
+            cancel: a flag such as ``threading.Event``; setting it ends the run before the next step.
+            **inputs: the graph's inputs by name, each a number, one array for all samples, or one per sample ([batch, …]).
+
+        Returns:
+            The graph's outputs by name, float32 [batch, …].
+
+        Raises:
+            MissingInput, UnknownName, BadInput, BatchMismatch: the inputs do not fit the plan.
+            Cancelled: ``cancel`` was set.
+        """
+        where = here()
+        specs = {spec.name: spec for spec in self.plan.inputs}
+        for name in inputs:
+            if name not in specs:
+                raise UnknownName(kind="input", name=name, known=specs, where=where)
+        given = {name: self._array(spec, inputs, where) for name, spec in specs.items()}
+        keys = None if seeds is None else np.asarray(seeds, dtype=np.uint64).reshape(-1)
+        size = self._batch(given, keys, batch, where)
+        if keys is None:
+            keys = (np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF) + np.arange(size, dtype=np.uint64)).astype(np.uint64)
+        bound = {name: self._fit(specs[name], array, size, where) for name, array in given.items()}
+        with self._lock:
+            return self.program.run(bound, keys, progress, cancel)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the plan as a folder (plan.json, constants.arrow, stages/), atomically. Returns the folder."""
+        folder = Path(folder)
+        files.save(self.plan, bytes(self._constants), self.stages, folder)
+        return folder
+
+    def shape(self, spec: InputSpec, batch: int = 1) -> tuple[int, ...]:
+        """The shape of an input for ``batch`` samples."""
+        return at((parse_dim(d) for d in self.plan.buffers[spec.buffer].shape), batch)
+
+    def _array(self, spec: InputSpec, inputs: Mapping[str, ArrayLike], where: object) -> np.ndarray:
+        value = inputs.get(spec.name, spec.default)
+        if value is None:
+            known = ", ".join(other.name for other in self.plan.inputs)
+            raise MissingInput(name=spec.name, known=known, where=where)
+        dtype = _NUMPY[self.plan.buffers[spec.buffer].dtype]
+        try:
+            array = np.asarray(value)
+            cast = array.astype(dtype)
+        except (TypeError, ValueError):
+            problem = f"{value!r} is not a number or an array of numbers"
+            raise BadInput(name=spec.name, problem=problem, help="pass numbers", where=where) from None
+        if dtype.kind == "i" and array.dtype.kind == "f" and not np.array_equal(cast, array):
+            raise BadInput(name=spec.name, problem="whole numbers are expected", help="round the values", where=where)
+        if dtype.kind == "f" and not np.isfinite(cast).all():
+            first = tuple(int(i) for i in np.argwhere(~np.isfinite(cast))[0])
+            problem = f"it holds {cast[first]} at index {list(first)}"
+            raise BadInput(name=spec.name, problem=problem, help="give finite numbers", where=where)
+        low, high = spec.low, spec.high
+        if (low is not None and (cast < low).any()) or (high is not None and (cast > high).any()):
+            worst = cast.min() if low is not None and (cast < low).any() else cast.max()
+            bounds = f"{'-inf' if low is None else f'{low:g}'} to {'inf' if high is None else f'{high:g}'}"
+            problem = f"{worst:g} is outside {bounds}"
+            raise BadInput(name=spec.name, problem=problem, help=f"give values from {bounds}", where=where)
+        return cast
+
+    def _batch(
+        self, given: Mapping[str, np.ndarray], keys: np.ndarray | None, batch: int | None, where: object
+    ) -> int:
+        """The number of samples, agreed by everything that states one."""
+        stated: dict[str, int] = {}
+        if batch is not None:
+            stated["batch"] = int(batch)
+        if keys is not None:
+            stated["seeds"] = len(keys)
+        for spec in self.plan.inputs:
+            shape = tuple(parse_dim(d) for d in self.plan.buffers[spec.buffer].shape)
+            if has_batch(shape) and given[spec.name].ndim == len(shape) and given[spec.name].shape[0] != 1:
+                stated[spec.name] = given[spec.name].shape[0]
+        sizes = set(stated.values())
+        if len(sizes) > 1 or min(sizes, default=1) < 1:
+            said = ", ".join(f"{name} says {size}" for name, size in stated.items())
+            raise BatchMismatch(said=said, where=where)
+        return sizes.pop() if sizes else 1
+
+    def _fit(self, spec: InputSpec, array: np.ndarray, batch: int, where: object) -> np.ndarray:
+        shape = self.shape(spec, batch)
+        try:
+            return np.ascontiguousarray(np.broadcast_to(array, shape))
+        except ValueError:
+            problem = f"its shape is {list(array.shape)}"
+            raise BadInput(
+                name=spec.name, problem=problem, help=f"give {list(shape)} or {list(shape[1:])}", where=where
+            ) from None
+
+
+def load(folder: str | Path, threads: int | None = None) -> CompiledPlan:
+    """Open a saved plan. Nothing in it is executed or trusted; torch is not needed to run a CPU plan.
+
+    Raises:
+        PlanMissing, PlanCorrupt, PlanVersion: see ``scoregraph.plan.files``.
+    """
+    plan, constants = files.load(Path(folder))
+    return CompiledPlan(plan, constants, files.load_stages(Path(folder)), threads)
+
+
