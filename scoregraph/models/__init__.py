@@ -1,0 +1,28 @@
+"""Networks: the built-in ones by name, yours through ``from_module``, and the capture of both as tensor programs.
+
+Importing this package does not import torch; the first network does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scoregraph.models.registry import load, names
+
+if TYPE_CHECKING:
+    from scoregraph.models.adapter import from_module
+    from scoregraph.models.capture import TensorProgram
+    from scoregraph.models.network import Network
+
+__all__ = ["Network", "TensorProgram", "from_module", "load", "names"]
+
+_LAZY = {"Network": "network", "TensorProgram": "capture", "from_module": "adapter"}
+
+
+def __getattr__(name: str) -> object:
+    """The names that need torch, imported when they are first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,359 @@
+"""Capture: a torch module becomes a tensor program, an ``fx.GraphModule`` over ATen operators with a symbolic batch.
+
+The module is exported in float64, so that what was captured can be compared with what was given to ten digits, and
+is turned to float32 only after that proof. ``capture`` refuses what ``torch.export`` narrows or specialises in silence:
+
+* the batch. Every condition on the batch size that tracing met is tried on the sizes up to ``LARGEST_BATCH``; a size
+  that takes another branch is traced too, and must give the same program. Size 1, which tracing always excludes,
+  is proved by value.
+* the samples. A sample's answer must not depend on its neighbours.
+* the state. A module that draws random numbers or writes its buffers is not a function of its inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import logging
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from scoregraph.errors import (
+    CaptureFailed,
+    CaptureMismatch,
+    DataDependentFlow,
+    ImpureModule,
+    MixedSamples,
+    NarrowBatch,
+    WrongExample,
+)
+from scoregraph.models import cleanup, trace_errors
+
+LARGEST_BATCH = 4096
+TRACED_BATCH = 3
+PROVED_BATCHES = (1, 2, 3)
+TOLERANCE = 1e-10
+"""Largest error allowed between module and program in float64, relative to the largest magnitude of the output."""
+
+_VARIANTS = 8
+
+
+@dataclass(frozen=True)
+class CaptureReport:
+    """What capture met, did and proved."""
+
+    name: str
+    seconds: float
+    batch: tuple[int, int | None]
+    """The batch sizes that the program serves; None is no bound."""
+    traced: tuple[int, ...]
+    """The batch sizes that were traced because the module asks for its batch size; all gave one program."""
+    conditions: tuple[str, ...]
+    """The conditions on the batch size that the module's code holds, with their source lines."""
+    proved: dict[int, float]
+    """The relative error in float64 between module and program, by batch size."""
+    operators: dict[str, int]
+    dropped: dict[str, int]
+    """Nodes without effect that were taken out, by operator."""
+    folded: int
+    """Constants computed at capture from operators that depend on no input."""
+
+    def __str__(self) -> str:
+        high = "any" if self.batch[1] is None else self.batch[1]
+        lines = [
+            f"{self.name}: {sum(self.operators.values())} calls of {len(self.operators)} operators, {self.seconds:.1f} s",
+            f"  batch {self.batch[0]} to {high}, traced at {', '.join(map(str, self.traced))}",
+            *(f"  asks for its batch size: {condition}" for condition in self.conditions),
+            "  error in float64: " + ", ".join(f"{error:.1e} at batch {n}" for n, error in self.proved.items()),
+            f"  {sum(self.dropped.values())} nodes without effect dropped, {self.folded} constants folded",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorProgram:
+    """A captured module: ``module(*inputs)`` gives one tensor; every input and the output start with the batch.
+
+    Floats are float32 throughout (``copy.deepcopy(module).double()`` gives the same program in float64), parameters
+    and folded constants are ``get_attr`` nodes, and ``node.meta["val"]`` holds shapes over one symbolic batch.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    report: CaptureReport
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.module(*inputs)
+
+
+def capture(module: nn.Module, example_inputs: Sequence[Tensor], *, name: str = "module") -> TensorProgram:
+    """The tensor program of ``module(*example_inputs)``.
+
+    Examples are tensors with the batch in front (any size, one size for all); integers stay integers. The module
+    is not changed. Its output may be a tensor, a tuple (its first tensor), or a dataclass or mapping (``sample``,
+    else the first tensor).
+
+    Raises ``WrongExample``, ``CaptureFailed``, ``DataDependentFlow``, ``NarrowBatch``, ``MixedSamples``,
+    ``ImpureModule`` and ``CaptureMismatch``.
+    """
+    start = time.perf_counter()
+    _check_examples(example_inputs, name)
+    twin = _double_twin(module)
+    examples = [batched(value, TRACED_BATCH) for value in example_inputs]
+    try:
+        with torch.no_grad():
+            answer = twin(*examples)
+    except Exception as error:
+        raise CaptureFailed(name=name, problem=trace_errors.summary(error), where=trace_errors.place(error)) from None
+
+    if not isinstance(answer, Tensor):
+        twin = _FirstTensor(twin)
+    first = _trace(twin, examples, name)
+    variants = [first, *_other_variants(twin, example_inputs, first, name)]
+    graph = first.module
+    folded = cleanup.fold_constants(graph)
+    proved = _prove(twin, graph, example_inputs, name)
+    cleanup.to_single_precision(graph)
+
+    operators = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+    report = CaptureReport(
+        name=name,
+        seconds=time.perf_counter() - start,
+        batch=(1, trace_errors.upper_bound(variant.guards for variant in variants)),
+        traced=tuple(variant.batch for variant in variants),
+        conditions=tuple(dict.fromkeys(str(guard) for variant in variants for guard in variant.guards)),
+        proved=proved,
+        operators=dict(operators.most_common()),
+        dropped=dict(first.dropped),
+        folded=folded,
+    )
+    inputs = tuple(node.name for node in graph.graph.nodes if node.op == "placeholder")
+    return TensorProgram(graph, inputs, report)
+
+
+@dataclass(frozen=True, eq=False)
+class _Variant:
+    """One trace: its cleaned graph in float64, the batch it was traced at and the conditions it holds under."""
+
+    module: fx.GraphModule
+    batch: int
+    guards: tuple[trace_errors.Guard, ...]
+    dropped: Counter[str]
+
+    def covers(self, batch: int) -> bool:
+        return all(guard.holds(batch) for guard in self.guards)
+
+
+def _trace(module: nn.Module, examples: Sequence[Tensor], name: str) -> _Variant:
+    """Export at one batch size, clean, and read off what was assumed about the batch."""
+    shapes = _dynamic_shapes(module, len(examples), torch.export.Dim.DYNAMIC)
+    try:
+        exported = _export(module, examples, shapes)
+    except Exception as error:
+        raise _explained(error, module, examples, name) from None
+    _refuse_impure(exported, name)
+    with _quiet(), torch.no_grad():
+        graph = exported.run_decompositions({}).module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    dropped = cleanup.drop_no_ops(graph)
+
+    values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    batches = [value.shape[0] for value in values if not isinstance(value.shape[0], int)]
+    if not batches:
+        raise CaptureFailed(name=name, problem="no input's batch stayed symbolic", where=None)
+    symbols = {symbol for size in batches for symbol in size.node.expr.free_symbols}
+    guards = trace_errors.batch_guards(batches[0].node.shape_env, symbols)
+    return _Variant(graph, examples[0].shape[0], guards, dropped)
+
+
+def _export(module: nn.Module, examples: Sequence[Tensor], shapes: object) -> torch.export.ExportedProgram:
+    with _quiet(), torch.no_grad():
+        return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)  # pyright: ignore
+
+
+def _other_variants(module: nn.Module, examples: Sequence[Tensor], first: _Variant, name: str) -> list[_Variant]:
+    """Trace every batch size up to ``LARGEST_BATCH`` that takes another branch; each must give the first program.
+
+    Raises ``NarrowBatch``.
+    """
+    variants = [first]
+    expected = cleanup.signature(first.module)
+    while True:
+        uncovered = next((n for n in range(2, LARGEST_BATCH + 1) if not any(v.covers(n) for v in variants)), None)
+        if uncovered is None:
+            return variants[1:]
+        broken = next(guard for guard in first.guards if not guard.holds(uncovered))
+        if len(variants) == _VARIANTS:
+            raise NarrowBatch(name=name, condition=broken.text, batch=uncovered, where=broken.place)
+        other = _trace(module, [batched(value, uncovered) for value in examples], name)
+        if cleanup.signature(other.module) != expected or not other.covers(uncovered):
+            raise NarrowBatch(name=name, condition=broken.text, batch=uncovered, where=broken.place)
+        variants.append(other)
+
+
+def _prove(twin: nn.Module, graph: fx.GraphModule, examples: Sequence[Tensor], name: str) -> dict[int, float]:
+    """The relative error between module and program at each of ``PROVED_BATCHES``, and independence of the samples.
+
+    Raises ``CaptureMismatch`` and ``MixedSamples``.
+    """
+    errors: dict[int, float] = {}
+    widest = [batched(value, max(PROVED_BATCHES)) for value in examples]
+    together = None
+    for batch in sorted(PROVED_BATCHES, reverse=True):
+        inputs = [value[:batch] for value in widest]
+        with torch.no_grad(), _quiet():
+            expected = first_tensor(twin(*inputs))
+            got = first_tensor(graph(*inputs))
+        if together is None:
+            together = expected
+        errors[batch] = relative_error(got, expected)
+        if not errors[batch] <= TOLERANCE:
+            raise CaptureMismatch(name=name, batch=batch, error=f"{errors[batch]:.1e}", tolerance=f"{TOLERANCE:.0e}")
+        apart = relative_error(expected, together[:batch])
+        if not apart <= TOLERANCE:
+            raise MixedSamples(name=name, batch=batch, error=f"{apart:.1e}")
+    return dict(sorted(errors.items()))
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference over largest magnitude; infinite where the shapes differ, nan where a value is."""
+    if got.shape != expected.shape:
+        return float("inf")
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
+
+
+def batched(value: Tensor, batch: int) -> Tensor:
+    """``batch`` rows like those of ``value``, floats in float64: its rows in turn, floats varied by up to 5 %.
+
+    Rows differ, so a program that mixes up samples shows; bounds such as positive noise levels are kept.
+    """
+    rows = torch.arange(batch) % value.shape[0]
+    chosen = value.detach()[rows]
+    if not value.is_floating_point():
+        return chosen
+    generator = torch.Generator().manual_seed(0)
+    chosen = chosen.double()
+    if value.ndim > 1 and not chosen.any():
+        return torch.randn(chosen.shape, generator=generator, dtype=torch.float64)
+    return chosen * (1 + 0.05 * torch.rand(chosen.shape, generator=generator, dtype=torch.float64))
+
+
+def first_tensor(output: object) -> Tensor:
+    """A module's answer: a tensor, or of a dataclass or mapping ``sample``, or the first tensor there is."""
+    if isinstance(output, Tensor):
+        return output
+    sample = getattr(output, "sample", None)
+    if isinstance(sample, Tensor):
+        return sample
+    values = output.values() if hasattr(output, "values") else output
+    if isinstance(values, list | tuple) or hasattr(output, "values"):
+        for value in values:  # pyright: ignore
+            if isinstance(value, Tensor):
+                return value
+    raise TypeError(f"no tensor in an output of type {type(output).__name__}")
+
+
+class _FirstTensor(nn.Module):
+    """A module with one tensor as its answer."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return first_tensor(self.module(*inputs))
+
+
+def _double_twin(module: nn.Module) -> nn.Module:
+    """A float64 copy in eval mode; the module given stays as it is."""
+    twin = copy.deepcopy(module).eval().double()
+    return twin.requires_grad_(False)
+
+
+def _check_examples(examples: Sequence[Tensor], name: str) -> None:
+    """Every example is a tensor that starts with the same batch. Raises ``WrongExample``."""
+    for position, value in enumerate(examples):
+        if not isinstance(value, Tensor):
+            raise WrongExample(name=name, problem=f"input {position} is a {type(value).__name__}, not a tensor")
+        if value.ndim == 0 or value.shape[0] == 0:
+            raise WrongExample(name=name, problem=f"input {position} of shape {list(value.shape)} has no batch in front")
+    sizes = {value.shape[0] for value in examples}
+    if len(sizes) != 1:
+        shapes = ", ".join(str(list(value.shape)) for value in examples)
+        raise WrongExample(name=name, problem=f"the inputs have different batches: {shapes}" if sizes else "no inputs")
+
+
+def _dynamic_shapes(module: nn.Module, count: int, batch: object) -> tuple[object, ...]:
+    """The first dimension of every input is the batch, in the nesting of the module's signature."""
+    specs: list[object] = [{0: batch} for _ in range(count)]
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and count > len(named):
+        return (*specs[: len(named)], tuple(specs[len(named) :]))
+    return tuple(specs)
+
+
+def _explained(error: Exception, module: nn.Module, examples: Sequence[Tensor], name: str) -> Exception:
+    """The error of ours that says what a failed export means."""
+    if isinstance(error, torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
+        return DataDependentFlow(name=name, where=trace_errors.place(error))
+    if "specialized it to be a constant" in str(error):
+        return NarrowBatch(
+            name=name,
+            condition=f"B = {examples[0].shape[0]}",
+            batch=examples[0].shape[0] + 1,
+            where=_specialising_line(module, examples),
+        )
+    operator = trace_errors.operator(error)
+    problem = trace_errors.summary(error) + (f" (in {operator})" if operator else "")
+    return CaptureFailed(name=name, problem=problem, where=trace_errors.place(error))
+
+
+def _specialising_line(module: nn.Module, examples: Sequence[Tensor]) -> str | None:
+    """The line that fixes the batch, found by a second export that is allowed to."""
+    try:
+        exported = _export(module, examples, _dynamic_shapes(module, len(examples), torch.export.Dim.AUTO))
+        value = next(node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder")
+        guards = value.fake_mode.shape_env.guards
+    except Exception:  # The line is a courtesy: without it the first error still stands.
+        return None
+    size = examples[0].shape[0]
+    fixing = [guard for guard in guards if guard.expr.func.__name__ == "Eq" and size in guard.expr.args]
+    return trace_errors.frame_place(fixing[0].sloc) if fixing else None
+
+
+def _refuse_impure(exported: torch.export.ExportedProgram, name: str) -> None:
+    """Raises ``ImpureModule`` where the module writes its own buffers or draws random numbers."""
+    written = exported.graph_signature.buffers_to_mutate
+    if written:
+        raise ImpureModule(name=name, problem=f"writes its buffer {next(iter(written.values()))!r}", where=None)
+    for node in exported.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        off = node.target in cleanup.EVAL_NO_OPS
+        if torch.Tag.nondeterministic_seeded in node.target.tags and not off:
+            line = trace_errors.source_line(node)
+            raise ImpureModule(name=name, problem=f"draws random numbers ({node.target})", where=line)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's tracer prints and warns about what we report ourselves."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,211 @@
+# torch.fx nodes are untyped: their arguments are Any wherever they come from.
+"""Cleaning an exported graph: nodes without effect go, constants are computed, floats become float32."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+# Checks and hints of the tracer. They return nothing that the program needs.
+_CHECKS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+
+# The first operand itself: nothing writes in place after functionalisation, so a copy is the same value, and nothing
+# is dropped in eval mode.
+EVAL_NO_OPS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+_COPIES = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    *EVAL_NO_OPS,
+}
+
+_CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default}
+
+
+def drop_no_ops(graph: fx.GraphModule) -> Counter[str]:
+    """Take out what has no effect, and spell the rest one way; returns how many of each operator went.
+
+    ``view`` and ``_unsafe_view`` become ``reshape`` (a view may have relied on a copy that is gone), a one-operand
+    ``einsum`` becomes ``permute``.
+    """
+    dropped: Counter[str] = Counter()
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _CHECKS or (not node.users and not node.is_impure()):
+            dropped[str(node.target)] += 1
+            graph.graph.erase_node(node)
+        elif _is_identity(node):
+            dropped[str(node.target)] += 1
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        elif node.target is aten.einsum.default and len(node.args[1]) == 1:
+            _permute_for_einsum(graph, node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return dropped
+
+
+def _is_identity(node: fx.Node) -> bool:
+    """Whether the node returns its first operand for every input."""
+    target, args = node.target, node.args
+    if target in _COPIES:
+        return True
+    before, after = _value(args[0] if args else None), _value(node)
+    if before is None or after is None or before.dtype != after.dtype:
+        return False
+    if target in _CASTS:
+        return True
+    if target in (aten.mul.Tensor, aten.div.Tensor):
+        return isinstance(args[1], int | float) and args[1] == 1
+    if target in (aten.add.Tensor, aten.sub.Tensor):
+        return isinstance(args[1], int | float) and args[1] == 0
+    if target is aten.slice.Tensor:
+        _, dim, start, end, step = (*args, *(None, 0, None, None, 1)[len(args) :])
+        size = before.shape[dim or 0]
+        return start in (None, 0) and step == 1 and (end in (None, 2**63 - 1) or _at_least(end, size))
+    if target is aten.expand.default:
+        return before.ndim == after.ndim and all(_same(a, b) for a, b in zip(before.shape, after.shape, strict=True))
+    return False
+
+
+def _permute_for_einsum(graph: fx.GraphModule, node: fx.Node) -> None:
+    """``einsum("abc->acb", [x])`` is ``permute(x, [0, 2, 1])``, unless it sums or takes a diagonal."""
+    equation, (operand,) = node.args[0], node.args[1]
+    source, _, result = equation.replace(" ", "").partition("->")
+    if "." in equation or sorted(source) != sorted(result) or len(set(source)) != len(source):
+        return
+    node.target = aten.permute.default
+    node.args = (operand, [source.index(letter) for letter in result])
+
+
+def fold_constants(graph: fx.GraphModule) -> int:
+    """Compute what depends on no input (position indices, frequencies) and keep it as a buffer; returns how many.
+
+    Parameters by themselves are not inputs: ``weight * scale`` folds too.
+    """
+    constant: dict[fx.Node, Tensor | None] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            constant[node] = None
+        elif (
+            node.op == "call_function"
+            and all(operand in constant for operand in node.all_input_nodes)
+            and isinstance(_value(node), Tensor)
+        ):
+            constant[node] = None
+
+    # A constant node is computed where somebody who is not constant reads it.
+    frontier = [n for n in constant if n.op == "call_function" and any(user not in constant for user in n.users)]
+    cache: dict[fx.Node, Any] = {}
+    for node in frontier:
+        name = f"folded_{node.name}"
+        graph.register_buffer(name, _evaluate(graph, node, cache).clone())
+        with graph.graph.inserting_before(node):
+            replacement = graph.graph.get_attr(name)
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return len(frontier)
+
+
+def _evaluate(graph: fx.GraphModule, node: fx.Node, cache: dict[fx.Node, Any]) -> Any:
+    if node not in cache:
+        if node.op == "get_attr":
+            cache[node] = attribute(graph, str(node.target))
+        else:
+            args, kwargs = fx.node.map_arg(
+                (node.args, node.kwargs), lambda operand: _evaluate(graph, operand, cache)
+            )
+            with torch.no_grad():
+                cache[node] = node.target(*args, **kwargs)
+    return cache[node]
+
+
+def attribute(graph: fx.GraphModule, path: str) -> Tensor:
+    """The tensor behind a ``get_attr`` node's target."""
+    owner: Any = graph
+    for part in path.split("."):
+        owner = getattr(owner, part)
+    return owner
+
+
+def to_single_precision(graph: fx.GraphModule) -> None:
+    """All floats float32, in place: parameters, buffers, dtype arguments and ``meta["val"]``.
+
+    A cast between float types is then no operation and goes; a cast from integers stays.
+    """
+    graph.float()
+    for node in list(graph.graph.nodes):
+        if "val" in node.meta:
+            node.meta["val"] = _map_tensors(node.meta["val"], _single)
+        if node.op != "call_function":
+            continue
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _single_dtype)
+        if node.target in _CASTS and _is_identity(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.to(torch.float32) if value.is_floating_point() else value
+
+
+def _single_dtype(argument: Any) -> Any:
+    return torch.float32 if isinstance(argument, torch.dtype) and argument.is_floating_point else argument
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(item, function) for item in value)
+    return value
+
+
+def signature(graph: fx.GraphModule) -> list[tuple[Any, ...]]:
+    """The graph as plain data in which two traces of one program agree: operators and arguments, no symbol names."""
+    index = {node: position for position, node in enumerate(graph.graph.nodes)}
+    lines: list[tuple[Any, ...]] = []
+    for node in graph.graph.nodes:
+        args = fx.node.map_arg((node.args, node.kwargs), lambda operand: f"%{index[operand]}")
+        target = index[node] if node.op == "placeholder" else str(node.target)
+        lines.append((node.op, target, repr(args)))
+    return lines
+
+
+def _value(node: Any) -> Tensor | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _same(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Equal for every batch, decided without adding a condition to the trace."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return str(a) == str(b)
+
+
+def _at_least(end: Any, size: Any) -> bool:
+    return isinstance(end, int) and isinstance(size, int) and (end >= size or end == math.inf)

@@ -1,0 +1,137 @@
+"""A network: what a graph knows of it (a ``NetRef``) together with the torch modules that compute it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from scoregraph.graph.values import CondInput, HeadRef, Latent, NetRef, TimeConvention
+from scoregraph.graph.prediction import Prediction
+from scoregraph.models.capture import TensorProgram, capture
+
+DTYPES = {"f32": torch.float32, "i64": torch.int64, "u8": torch.uint8}
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A score network with its encoder and heads, weights and all.
+
+    ``score(x, t, *encoded) -> m``: the state at the network's input (already times c_in) [n, *shape], the time in the
+    convention of ``ref.time`` [n], the encoded conditions [n, …]; n counts samples times branches. float32.
+    ``encoder(*raw) -> encoded``: the conditions as the caller gives them [B, *shape], in the order of ``ref.conds``,
+    to a tensor or a tuple of tensors. None passes them on as they are.
+    ``heads[name](x) -> decoded``: from the final state [B, *shape].
+    """
+
+    ref: NetRef
+    score: nn.Module
+    encoder: nn.Module | None = None
+    heads: Mapping[str, nn.Module] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def latent(self) -> Latent:
+        """The type of the state the network reads."""
+        assert isinstance(self.ref.latent, Latent), "a Network is continuous"
+        return self.ref.latent
+
+    def raw_conditions(self, batch: int, *, null: bool = False) -> tuple[Tensor, ...]:
+        """Example values of every condition: the null values, or values within the bounds. Shapes [batch, *shape]."""
+        return tuple(_example(cond, batch, null) for cond in self.ref.conds)
+
+    def encode(self, *raw: Tensor) -> tuple[Tensor, ...]:
+        """The encoded conditions as a tuple."""
+        if self.encoder is None:
+            return raw
+        with torch.no_grad():
+            encoded = self.encoder(*raw)
+        return (encoded,) if isinstance(encoded, Tensor) else tuple(encoded)
+
+    def score_example(self, batch: int = 3) -> tuple[Tensor, ...]:
+        """Example inputs of ``score``: unit noise, times over the range of the convention, encoded conditions."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(batch, *self.latent.shape, generator=generator)
+        low, high = _TIME_RANGE[self.ref.time]
+        t = torch.linspace(low, high, batch)
+        return (x, t, *self.encode(*self.raw_conditions(batch)))
+
+    def capture(self) -> dict[str, TensorProgram]:
+        """The tensor programs by part: ``score``, ``encoder`` (where there is one) and ``head.<name>``."""
+        name = self.ref.name
+        parts = {"score": capture(self.score, self.score_example(), name=f"{name}.score")}
+        if self.encoder is not None:
+            parts["encoder"] = capture(self.encoder, self.raw_conditions(3), name=f"{name}.encoder")
+        x = self.score_example()[0]
+        for head, module in self.heads.items():
+            parts[f"head.{head}"] = capture(module, (x,), name=f"{name}.{head}")
+        return parts
+
+
+def network(
+    name: str,
+    score: nn.Module,
+    *,
+    latent: Latent,
+    prediction: Prediction,
+    time: TimeConvention,
+    conds: Sequence[CondInput] = (),
+    encoder: nn.Module | None = None,
+    heads: Mapping[str, nn.Module] | None = None,
+) -> Network:
+    """A ``Network`` whose reference is filled in: the fingerprint from the weights, head shapes by running the heads."""
+    heads = dict(heads or {})
+    modules = [module.eval() for module in (score, encoder, *heads.values()) if module is not None]
+    refs: list[HeadRef] = []
+    for head, module in heads.items():
+        with torch.no_grad():
+            refs.append(HeadRef(head, tuple(module(torch.zeros(1, *latent.shape)).shape[1:])))
+    ref = NetRef(
+        name=name,
+        fingerprint=fingerprint(*modules),
+        latent=latent,
+        prediction=prediction,
+        time=time,
+        conds=tuple(conds),
+        heads=tuple(refs),
+    )
+    return Network(ref, score, encoder, MappingProxyType(heads))
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """16 hex digits of SHA-256 over the structure (``repr``) and every parameter and buffer: name, dtype, shape, bytes.
+
+    Two modules whose ``forward`` differs although ``repr``, names and weights agree have the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(repr(module).encode())
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for name, value in sorted(tensors.items()):
+            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+_TIME_RANGE: dict[str, tuple[float, float]] = {
+    "timestep": (999.0, 1.0),
+    "sigma": (14.0, 0.02),
+    "c_noise": (1.0, -1.5),
+    "flow": (1.0, 0.02),
+    "flow1000": (1000.0, 20.0),
+    "none": (0.0, 0.0),
+}
+"""Typical times per convention, from noise to data, for examples."""
+
+
+def _example(cond: CondInput, batch: int, null: bool) -> Tensor:
+    dtype = DTYPES[cond.dtype]
+    if null:
+        return torch.full((batch, *cond.shape), cond.null or 0.0).to(dtype)
+    low = 0.0 if cond.low is None else cond.low
+    high = low + 1.0 if cond.high is None else cond.high
+    values = torch.linspace(low, high, batch).reshape(batch, *[1] * len(cond.shape))
+    return values.expand(batch, *cond.shape).to(dtype).contiguous()

@@ -1,0 +1,32 @@
+"""The built-in networks by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from scoregraph.errors import UnknownName, here
+
+if TYPE_CHECKING:
+    from scoregraph.models.network import Network
+
+_BUILT_IN = {
+    "terrain": "scoregraph.models.terrain",
+    "toy": "scoregraph.models.toy",
+}
+"""The module of each network; its ``load()`` makes it."""
+
+
+def names() -> tuple[str, ...]:
+    """The names that ``load`` knows, sorted."""
+    return tuple(sorted(_BUILT_IN))
+
+
+def load(name: str) -> Network:
+    """The built-in network of that name, with its weights.
+
+    Raises ``UnknownName``, and ``MissingPackage`` where the weights come with a package that is not installed.
+    """
+    if name not in _BUILT_IN:
+        raise UnknownName(kind="network", name=name, known=_BUILT_IN, where=here())
+    return import_module(_BUILT_IN[name]).load()
