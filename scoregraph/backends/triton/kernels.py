@@ -1,0 +1,368 @@
+# Triton functions are Python only in syntax: an argument is a pointer, a block or a constant, and no stub says which.
+# pyright: basic, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+"""The Triton kernels. docs/plan-format.md says what each computes; ``calls.py`` with which arguments.
+
+Conventions: ``n`` is the number of elements of one sample; ``table`` is float32 [rows, columns] and ``row`` the
+micro-step, so that a loop needs no value back from the device; pointers are to dense float32 unless strides are passed
+beside them. Offsets that grow with the batch are 64-bit. A sample holds fewer than 2^31 elements.
+
+The noise and the sampler step fix every rounding: they are launched with ``enable_fp_fusion=False``, and use only
+multiply, add, subtract and ``sqrt_rn``.
+"""
+
+import triton
+import triton.language as tl
+
+from scoregraph.graph import noise as definition
+
+PHILOX_M0 = tl.constexpr(definition.PHILOX_M0)
+PHILOX_M1 = tl.constexpr(definition.PHILOX_M1)
+PHILOX_W0 = tl.constexpr(definition.PHILOX_W0)
+PHILOX_W1 = tl.constexpr(definition.PHILOX_W1)
+PHILOX_ROUNDS = tl.constexpr(definition.PHILOX_ROUNDS)
+LOG_POLYNOMIAL = tl.constexpr(definition.LOG_POLYNOMIAL)
+SIN_POLYNOMIAL = tl.constexpr(definition.SIN_POLYNOMIAL)
+COS_POLYNOMIAL = tl.constexpr(definition.COS_POLYNOMIAL)
+SQRT_HALF_BITS = tl.constexpr(definition.SQRT_HALF_BITS)
+LN2_HIGH = tl.constexpr(definition.LN2_HIGH)
+LN2_LOW = tl.constexpr(definition.LN2_LOW)
+TURN = tl.constexpr(definition.TURN)
+
+# --- Noise: scoregraph/graph/noise.py, operation by operation ----------------------------------
+
+
+@triton.jit
+def philox4x32(c0, c1, c2, c3, k0, k1):
+    """Four random words; all arguments and results are uint32 blocks of one shape."""
+    for _ in tl.static_range(PHILOX_ROUNDS):
+        high0 = tl.umulhi(c0, PHILOX_M0)
+        high1 = tl.umulhi(c2, PHILOX_M1)
+        low0 = c0 * PHILOX_M0
+        low1 = c2 * PHILOX_M1
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = k0 + PHILOX_W0
+        k1 = k1 + PHILOX_W1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def horner(x, COEFFICIENTS: tl.constexpr):
+    """``((c0*x + c1)*x + c2)*x + …``: the highest power first, a multiply and an add per step."""
+    total = tl.full(x.shape, COEFFICIENTS.value[0], tl.float32)
+    for i in tl.static_range(1, len(COEFFICIENTS.value)):
+        total = total * x
+        total = total + COEFFICIENTS.value[i]
+    return total
+
+
+@triton.jit
+def log_f32(u):
+    """Natural logarithm of a normal positive float32."""
+    bits = u.to(tl.int32, bitcast=True)
+    k = (bits - SQRT_HALF_BITS) >> 23
+    m = (bits - (k << 23)).to(tl.float32, bitcast=True)
+    e = k.to(tl.float32)
+    f = m - 1.0
+    z = f * f
+    y = horner(f, LOG_POLYNOMIAL)
+    y = y * f
+    y = y * z
+    y = y + e * LN2_LOW
+    y = y - z * 0.5
+    y = f + y
+    return y + e * LN2_HIGH
+
+
+@triton.jit
+def cos_sin_turn(j):
+    """``cos(2 pi v), sin(2 pi v)`` for ``v = j * 2^-24``, 0 <= j < 2^24."""
+    quarter = (j + (1 << 21)) >> 22
+    r = j.to(tl.int32) - (quarter << 22).to(tl.int32)
+    x = r.to(tl.float32) * TURN
+    z = x * x
+    s = horner(z, SIN_POLYNOMIAL)
+    s = s * z
+    s = s * x
+    s = s + x
+    c = horner(z, COS_POLYNOMIAL)
+    c = c * z
+    c = c * z
+    c = c - z * 0.5
+    c = c + 1.0
+    swap = (quarter & 1) == 1
+    cos_sign = 1.0 - ((quarter + 1) & 2).to(tl.float32)
+    sin_sign = 1.0 - (quarter & 2).to(tl.float32)
+    return tl.where(swap, s, c) * cos_sign, tl.where(swap, c, s) * sin_sign
+
+
+@triton.jit
+def normal_pair(word_a, word_b):
+    """Two independent standard normals from two random words (Box and Muller)."""
+    u = (2 * (word_a >> 9) + 1).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
+    radius = tl.sqrt_rn(-2.0 * log_f32(u))
+    cosine, sine = cos_sin_turn(word_b >> 8)
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def normals(seed, group, micro, site):
+    """Standard normals [G, 4] of elements ``4*group … 4*group+3``; ``group`` is int32 [G], ``seed`` an int64 scalar.
+
+    The high word of the element counter is 0, since a sample holds fewer than 2^31 elements.
+    """
+    c0 = group.to(tl.uint32)
+    zero = c0 * 0
+    key = seed.to(tl.uint64)
+    k0 = zero + (key & 0xFFFFFFFF).to(tl.uint32)
+    k1 = zero + (key >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = philox4x32(c0, zero, zero + micro.to(tl.uint32), zero + site.to(tl.uint32), k0, k1)
+    z0, z1 = normal_pair(w0, w1)
+    z2, z3 = normal_pair(w2, w3)
+    # join puts its operands on a new last axis: [G, 2, 2] in the order z0 z1 z2 z3.
+    return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (group.shape[0], 4))
+
+
+@triton.jit(do_not_specialize=["micro", "site"])
+def noise(x, seeds, micro, site, scale, n, GROUPS: tl.constexpr):
+    """``x[s, e] = scale * normal``; grid (samples, blocks of GROUPS groups of four elements)."""
+    sample = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    element = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+    z = normals(tl.load(seeds + sample), group, micro, site)
+    tl.store(x + sample * n + element, scale * z, mask=element < n)
+
+
+# --- The loop: table lookups and the register machine ------------------------------------------
+
+
+@triton.jit(do_not_specialize=["row"])
+def step_time(t, table, row, columns, column, n, BLOCK: tl.constexpr):
+    """Every element of ``t`` := ``table[row, column]``."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(table + row * columns + column)
+    tl.store(t + i, tl.full((BLOCK,), 0.0, tl.float32) + value, mask=i < n)
+
+
+@triton.jit(do_not_specialize=["row"])
+def step_input(x, x_in, table, row, columns, column, n, BRANCHES: tl.constexpr, BLOCK: tl.constexpr):
+    """``x_in[b*K + j] = table[row, column] * x[b]``; grid (samples, blocks)."""
+    sample = tl.program_id(0).to(tl.int64)
+    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(table + row * columns + column) * tl.load(x + sample * n + e, mask=e < n, other=0.0)
+    for j in tl.static_range(BRANCHES):
+        tl.store(x_in + (sample * BRANCHES + j) * n + e, value, mask=e < n)
+
+
+@triton.jit(do_not_specialize=["row", "site"])
+def sampler_step(
+    registers,
+    predictions,
+    x_in,
+    seeds,
+    table,
+    row,
+    rows,
+    columns,
+    site,
+    n,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+    C_IN: tl.constexpr,
+    BRANCHES: tl.constexpr,
+    ALL_BRANCHES: tl.constexpr,
+    IN_BRANCHES: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """One micro-step ``R' = A R + B m + C z`` in place, and the network's next input; grid (samples, blocks).
+
+    One pass over memory: each element of every register and prediction is read at most once per use, a term whose
+    coefficient is 0 is not read at all, and noise is drawn in registers, only in rows where some C is not 0.
+
+    Args:
+        registers: tuple of [samples, n]; read and replaced.
+        predictions: tuple of [samples * K_p, n], the branches of a sample side by side.
+        x_in: [samples * IN_BRANCHES, n] or None; takes ``table[row+1, C_IN] * new_0`` unless ``row`` is the last.
+        BRANCHES: K_p for each prediction; ALL_BRANCHES is their sum K.
+        A, B, C: first columns of the three groups of coefficients.
+    """
+    sample = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    element = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+    inside = element < n
+    here = table + row * columns
+
+    noisy = tl.load(here + C) != 0.0
+    for j in tl.static_range(1, len(registers)):
+        noisy = noisy | (tl.load(here + C + j) != 0.0)
+    z = tl.full((GROUPS, 4), 0.0, tl.float32)
+    if noisy:
+        z = normals(tl.load(seeds + sample), group, row, site)
+
+    new = ()
+    for j in tl.static_range(len(registers)):
+        total = tl.full((GROUPS, 4), 0.0, tl.float32)
+        for i in tl.static_range(len(registers)):
+            a = tl.load(here + A + j * len(registers) + i)
+            if a != 0.0:
+                total += a * tl.load(registers[i] + sample * n + element, mask=inside, other=0.0)
+        column = here + B + j * ALL_BRANCHES
+        for p in tl.static_range(len(predictions)):
+            for k in tl.static_range(BRANCHES[p]):
+                b = tl.load(column)
+                if b != 0.0:
+                    total += b * tl.load(
+                        predictions[p] + (sample * BRANCHES[p] + k) * n + element, mask=inside, other=0.0
+                    )
+                column += 1
+        c = tl.load(here + C + j)
+        if c != 0.0:
+            total += c * z
+        new = new + (total,)  # noqa: RUF005 - Triton has no starred tuples
+
+    # Every register has been read by now; element e belongs to this lane alone, so replacing in place is safe.
+    for j in tl.static_range(len(registers)):
+        tl.store(registers[j] + sample * n + element, new[j], mask=inside)
+    if IN_BRANCHES > 0 and row + 1 < rows:
+        value = tl.load(here + columns + C_IN) * new[0]
+        for k in tl.static_range(IN_BRANCHES):
+            tl.store(x_in + (sample * IN_BRANCHES + k) * n + element, value, mask=inside)
+
+
+# --- Activations -------------------------------------------------------------------------------
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent to a few units in the last place: Cephes tanhf, which has no branch that overflows."""
+    z = x * x
+    near = (((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z
+    near = (near - 3.33332819422e-1) * z * x + x
+    e = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - e) / (1.0 + e)
+    return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def sigmoid(x):
+    """``1 / (1 + exp(-x))`` without overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x < 0.0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
+def gelu_tanh(x):
+    """``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``."""
+    return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+@triton.jit
+def gelu_erf(x):
+    """``x/2 (1 + erf(x / sqrt 2))``."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def activate(x, ACT: tl.constexpr):
+    """The activation named ACT; ``none`` is the identity."""
+    if ACT == "silu":
+        x = x * sigmoid(x)
+    if ACT == "gelu_tanh":
+        x = gelu_tanh(x)
+    if ACT == "gelu_erf":
+        x = gelu_erf(x)
+    if ACT == "relu":
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if ACT == "tanh":
+        x = tanh(x)
+    if ACT == "sigmoid":
+        x = sigmoid(x)
+    return x
+
+
+# --- Linear ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def linear(
+    x,
+    w,
+    bias,
+    residual,
+    gate,
+    y,
+    M,
+    N,
+    K,
+    x_inner,
+    x_outer_stride,
+    x_stride,
+    gate_rows,
+    gate_stride,
+    ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``y = residual + gate * act(x wᵀ + bias)``, all in float32; grid (blocks of N, blocks of M).
+
+    Row m of x starts at ``(m // x_inner) * x_outer_stride + (m % x_inner) * x_stride``; w is [N, K]; bias [N],
+    residual [M, N] and gate may be None; row m uses row ``m // gate_rows`` of gate.
+    The tile does not depend on M, so a sample's result does not depend on the batch it came in.
+    """
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    rows = (m // x_inner).to(tl.int64) * x_outer_stride + (m % x_inner) * x_stride
+    total = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for start in range(0, K, BLOCK_K):
+        here = start + k
+        x_tile = tl.load(x + rows[:, None] + here[None, :], mask=(m < M)[:, None] & (here < K)[None, :], other=0.0)
+        w_tile = tl.load(
+            w + n[None, :].to(tl.int64) * K + here[:, None], mask=(here < K)[:, None] & (n < N)[None, :], other=0.0
+        )
+        total = tl.dot(x_tile, w_tile, total, input_precision="ieee")
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    if bias is not None:
+        total += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
+    total = activate(total, ACT)
+    if gate is not None:
+        gates = gate + (m // gate_rows).to(tl.int64)[:, None] * gate_stride + n[None, :]
+        total *= tl.load(gates, mask=inside, other=0.0)
+    at = m.to(tl.int64)[:, None] * N + n[None, :]
+    if residual is not None:
+        total += tl.load(residual + at, mask=inside, other=0.0)
+    tl.store(y + at, total, mask=inside)
+
+
+# --- Elementwise over strided views ------------------------------------------------------------
+
+
+@triton.jit
+def offset(i, sizes, strides):
+    """Where element ``i`` (int64, row-major) of a view of ``sizes`` lies, in elements."""
+    at = i * 0
+    for back in tl.static_range(len(sizes)):
+        d = len(sizes) - 1 - back
+        at += (i % sizes[d]) * strides[d]
+        i = i // sizes[d]
+    return at
+
+
+@triton.jit
+def copy(x, y, total, sizes, x_strides, y_strides, BLOCK: tl.constexpr):
+    """``y := x``, any dtype: permutes, slices, concatenates and expands by strides alone."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < total
+    tl.store(y + offset(i, sizes, y_strides), tl.load(x + offset(i, sizes, x_strides), mask=inside), mask=inside)
+
+
+@triton.jit
+def fill(y, value, total, sizes, y_strides, BLOCK: tl.constexpr):
+    """Every element of ``y`` := ``value``."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + offset(i, sizes, y_strides), tl.full((BLOCK,), 0.0, tl.float32) + value, mask=i < total)
