@@ -77,6 +77,14 @@ def reals(spec: Spec, option: str, at_least: int = 1) -> None:
     object.__setattr__(spec, option, numbers)
 
 
+def wholes(spec: Spec, option: str, low: int) -> None:
+    """The option is a tuple of integers of at least ``low``; it may be empty."""
+    value = _value(spec, option)
+    if not isinstance(value, (tuple, list)) or any(type(x) is not int or x < low for x in cast("tuple[Any]", value)):
+        raise _refusal(spec, option, f"a tuple of integers of at least {low}")
+    object.__setattr__(spec, option, tuple(cast("tuple[int]", value)))
+
+
 def flag(spec: Spec, option: str) -> None:
     """The option is True or False."""
     if not isinstance(_value(spec, option), bool):
