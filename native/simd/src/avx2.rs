@@ -27,6 +27,21 @@ fn first(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(FIRST.as_ptr().add(8 - n.min(8)).cast()) }
 }
 
+/// The pointer and three vectors as they are, in registers.
+#[inline]
+#[target_feature(enable = "avx")]
+fn pin_three(mut ptr: *const f32, mut a: __m256, mut b: __m256, mut c: __m256) -> (*const f32, __m256, __m256, __m256) {
+    // SAFETY: no instruction; the operands only make the compiler treat the results as new values.
+    unsafe {
+        std::arch::asm!(
+            "/* {0} {1} {2} {3} */",
+            inout(reg) ptr, inout(ymm_reg) a, inout(ymm_reg) b, inout(ymm_reg) c,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    (ptr, a, b, c)
+}
+
 /// Defines arithmetic methods: `name(operands) -> result = intrinsics`.
 macro_rules! ops {
     ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:expr;)*) => {$(
@@ -80,6 +95,16 @@ impl Simd for Avx2 {
     unsafe fn store_i(self, ptr: *mut i32, v: __m256i) {
         // SAFETY: the caller's contract.
         unsafe { _mm256_storeu_si256(ptr.cast(), v) }
+    }
+
+    #[inline(always)]
+    fn pin<const N: usize>(self, ptr: *const f32, mut values: [__m256; N]) -> (*const f32, [__m256; N]) {
+        let mut ptr = ptr;
+        if let [a, b, c] = values.as_mut_slice() {
+            // SAFETY: `self` is a token, so the processor has AVX.
+            (ptr, *a, *b, *c) = unsafe { pin_three(ptr, *a, *b, *c) };
+        }
+        (ptr, values)
     }
 
     ops! {

@@ -9,7 +9,7 @@ use std::f32::consts::{FRAC_2_PI, LOG2_E};
 use crate::vector::Simd;
 
 /// ln 2 in two parts; the first has so few bits that its product with an exponent is exact.
-const LN_2_HIGH: f32 = 0.693_359_375;
+const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 /// pi / 2 in three parts, the first two of few bits.
@@ -36,7 +36,7 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let n_f = s.to_f(n);
     let r = s.neg_mul_add(n_f, s.splat(LN_2_HIGH), x);
     let r = s.neg_mul_add(n_f, s.splat(LN_2_LOW), r);
-    let p = polynomial(s, r, [0.500_000_01, 0.166_665_189, 0.041_666_206, 0.008_368_888, 0.001_395_049]);
+    let p = polynomial(s, r, [0.5, 0.166_665_2, 0.041_666_206, 0.008_368_888, 0.001_395_049]);
     let e = s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0));
     s.ldexp(e, n)
 }
@@ -59,13 +59,13 @@ pub fn log<S: Simd>(s: S, x: S::F) -> S::F {
         s,
         f,
         [
-            0.333_333_317,
-            -0.250_008_21,
-            0.200_012_269,
-            -0.166_233_574,
-            0.142_017_579,
-            -0.131_601_822,
-            0.127_615_775,
+            0.333_333_3,
+            -0.250_008_2,
+            0.200_012_27,
+            -0.166_233_57,
+            0.142_017_57,
+            -0.131_601_83,
+            0.127_615_78,
             -0.076_344_977,
         ],
     );
@@ -91,7 +91,7 @@ fn circular<S: Simd, const QUARTER: i32>(s: S, x: S::F) -> S::F {
         r = s.neg_mul_add(n_f, s.splat(part), r);
     }
     let square = s.mul(r, r);
-    let p = polynomial(s, square, [-0.166_666_549, 0.008_332_178, -0.000_195_172]);
+    let p = polynomial(s, square, [-0.166_666_55, 0.008_332_178, -0.000_195_172]);
     let sine = s.mul_add(s.mul(square, r), p, r);
     let p = polynomial(s, square, [4.166_664_7e-2, -1.388_736_7e-3, 2.443_835_8e-5]);
     let cosine = s.mul_add(s.mul(square, square), p, s.neg_mul_add(s.splat(0.5), square, s.splat(1.0)));
@@ -129,7 +129,7 @@ pub fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let far = s.sub(one, s.div(s.splat(2.0), s.add(one, exp(s, s.add(magnitude, magnitude)))));
     let far = with_sign_of(s, far, x);
     let square = s.mul(x, x);
-    let p = polynomial(s, square, [-0.333_332_819, 0.133_314_422, -0.053_739_715, 0.020_639_087, -0.005_704_987]);
+    let p = polynomial(s, square, [-0.333_332_8, 0.133_314_42, -0.053_739_715, 0.020_639_087, -0.005_704_987]);
     let near = s.mul_add(s.mul(square, x), p, x);
     s.select(s.lt(magnitude, s.splat(0.625)), near, far)
 }
@@ -145,15 +145,7 @@ pub fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     let p = polynomial(
         s,
         s.mul(x, x),
-        [
-            0.128_379_166,
-            -0.376_126_258,
-            0.112_835_852,
-            -2.685_381_2e-2,
-            5.188_328_6e-3,
-            -8.010_200_9e-4,
-            7.853_883_5e-5,
-        ],
+        [0.128_379_17, -0.376_126_26, 0.112_835_852, -2.685_381_2e-2, 5.188_328_6e-3, -8.010_200_9e-4, 7.853_883e-5],
     );
     let near = s.mul_add(x, p, x);
     s.select(s.le(t, s.splat(1.0)), near, far)
@@ -169,7 +161,7 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     // 2 sqrt(2 / pi)
-    const SLOPE: f32 = 1.595_769_1;
+    const SLOPE: f32 = 1.595_769;
     let cubic = s.mul_add(s.mul(s.mul(x, x), x), s.splat(0.044_715), x);
     s.div(x, s.add(s.splat(1.0), exp(s, s.mul(cubic, s.splat(-SLOPE)))))
 }

@@ -55,8 +55,7 @@ impl<'a, T> Disjoint<'a, T> {
     ///
     /// # Safety
     /// While the part lives, nobody else holds a part that overlaps it.
-    #[allow(clippy::mut_from_ref, reason = "the contract above makes the borrows exclusive")]
-    pub unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+    pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} leaves a buffer of {}", self.len);
         // SAFETY: the range is inside the buffer borrowed by `new`, and the caller keeps parts disjoint.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.end - range.start) }

@@ -55,6 +55,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `ptr..ptr + min(n, LANES)` must be writable.
     unsafe fn store_first(self, ptr: *mut f32, v: Self::F, n: usize);
 
+    /// Reads the first `n` lanes; the others are those of `fill`.
+    ///
+    /// # Safety
+    /// As [`Simd::load_first`].
+    #[inline(always)]
+    unsafe fn load_or(self, ptr: *const f32, n: usize, fill: Self::F) -> Self::F {
+        let read = self.lt(self.to_f(self.iota()), self.splat(n as f32));
+        // SAFETY: the caller's contract.
+        self.select(read, unsafe { self.load_first(ptr, n) }, fill)
+    }
+
     /// Every lane is `x`.
     fn splat(self, x: f32) -> Self::F;
     /// `a + b`
@@ -163,6 +174,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `ptr..ptr + LANES` must be writable.
     unsafe fn store_i(self, ptr: *mut i32, v: Self::I);
+
+    /// Returns its arguments; what is read through the pointer is read after `values` are computed. It costs no
+    /// instruction.
+    ///
+    /// A register kernel that needs all 16 registers of AVX2 spills when the compiler moves its next load up among the
+    /// arithmetic before it; this keeps the load where it was written.
+    #[inline(always)]
+    fn pin<const N: usize>(self, ptr: *const f32, values: [Self::F; N]) -> (*const f32, [Self::F; N]) {
+        (ptr, values)
+    }
 
     /// Applies `f` to every lane through memory: for functions too rare to vectorise.
     #[inline(always)]

@@ -90,9 +90,8 @@ fn worst(isa: Isa, function: Function, values: &[f32], absolute: bool) -> (f64, 
         let want = exact(function, f64::from(x));
         let floor = if absolute { 1.0 } else { f64::from(f32::MIN_POSITIVE) };
         let error = (f64::from(y) - want).abs() / want.abs().max(floor);
-        // Written so that a NaN counts as the worst error.
-        if !(error <= worst.0) {
-            worst = (error, x);
+        if error.is_nan() || error > worst.0 {
+            worst = (if error.is_nan() { f64::INFINITY } else { error }, x);
         }
     }
     worst

@@ -1,0 +1,90 @@
+//! What kernels over rows share: tiles of whole rows, folds over a row, and a map over a row.
+
+use scoregraph_simd::{Disjoint, Kernel, Simd};
+
+use crate::Context;
+
+/// Elements a tile should go through at least, so that handing it out costs little.
+const TILE_ELEMENTS: usize = 4096;
+
+/// Splits `y` into tiles of whole rows, each the result of `cost` elements, and runs `make(first row, rows)` on each.
+pub(crate) fn for_rows<'a, K: Kernel<Output = ()>>(
+    ctx: &Context,
+    cols: usize,
+    cost: usize,
+    y: &'a mut [f32],
+    make: impl Fn(usize, &'a mut [f32]) -> K + Sync,
+) {
+    if y.is_empty() {
+        return;
+    }
+    let rows = y.len() / cols;
+    let per_tile = TILE_ELEMENTS.div_ceil(cost.max(1)).min(rows.div_ceil(ctx.pool.threads())).max(1);
+    let y = Disjoint::new(y);
+    ctx.pool.run(rows.div_ceil(per_tile), &|tile, _| {
+        let first = tile * per_tile;
+        let last = (first + per_tile).min(rows);
+        // SAFETY: tiles are different, so their rows are; the memory is borrowed for 'a by the caller.
+        let part = unsafe { y.part(first * cols..last * cols) };
+        ctx.isa.dispatch(make(first, part));
+    });
+}
+
+/// Folds a row into the vectors of a state, in four chains that `join` brings together in one fixed order.
+/// Lanes past the end of the row read `fill`.
+#[inline(always)]
+pub(crate) fn fold<S: Simd, const N: usize>(
+    s: S,
+    row: &[f32],
+    fill: S::F,
+    init: [S::F; N],
+    step: impl Fn([S::F; N], S::F) -> [S::F; N],
+    join: impl Fn([S::F; N], [S::F; N]) -> [S::F; N],
+) -> [S::F; N] {
+    let mut chains = [init; 4];
+    let mut blocks = row.chunks_exact(4 * S::LANES);
+    for block in &mut blocks {
+        for (i, chain) in chains.iter_mut().enumerate() {
+            // SAFETY: the block has four vectors.
+            *chain = step(*chain, unsafe { s.load(block.as_ptr().add(i * S::LANES)) });
+        }
+    }
+    for rest in blocks.remainder().chunks(S::LANES) {
+        // SAFETY: only the elements of `rest` are read.
+        chains[0] = step(chains[0], unsafe { s.load_or(rest.as_ptr(), rest.len(), fill) });
+    }
+    join(join(chains[0], chains[1]), join(chains[2], chains[3]))
+}
+
+/// The sum of `f` over a row whose lanes past the end read `fill`.
+#[inline(always)]
+pub(crate) fn sum<S: Simd>(s: S, row: &[f32], fill: S::F, f: impl Fn(S::F) -> S::F) -> f32 {
+    let [total] = fold(s, row, fill, [s.splat(0.0)], |[a], x| [s.add(a, f(x))], |[a], [b]| [s.add(a, b)]);
+    s.reduce_add(total)
+}
+
+/// The largest element of a row, -inf for none; meaningless if there is a NaN.
+#[inline(always)]
+pub(crate) fn max<S: Simd>(s: S, row: &[f32]) -> f32 {
+    let low = s.splat(f32::NEG_INFINITY);
+    let [largest] = fold(s, row, low, [low], |[a], x| [s.max(a, x)], |[a], [b]| [s.max(a, b)]);
+    s.reduce_max(largest)
+}
+
+/// `y[i] = f(i, x[i])` over a row, a vector at a time; `f` also gets how many lanes are real.
+#[inline(always)]
+pub(crate) fn map<S: Simd>(s: S, x: &[f32], y: &mut [f32], f: impl Fn(usize, usize, S::F) -> S::F) {
+    assert_eq!(x.len(), y.len());
+    let whole = x.len() - x.len() % S::LANES;
+    // SAFETY: `i + LANES <= whole <= len` in the loop; the tail touches `len - whole` elements.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            s.store(y.as_mut_ptr().add(i), f(i, S::LANES, s.load(x.as_ptr().add(i))));
+        }
+        let rest = x.len() - whole;
+        if rest > 0 {
+            let v = f(whole, rest, s.load_first(x.as_ptr().add(whole), rest));
+            s.store_first(y.as_mut_ptr().add(whole), v, rest);
+        }
+    }
+}
