@@ -1,0 +1,69 @@
+//! Best-of-N speed of the convolution at the shapes of a 128 x 128 U-Net: `cargo run --release --example conv_speed`.
+
+use std::time::Instant;
+
+use scoregraph_kernels::conv::{Conv2d, Conv2dOp, Conv2dShape};
+use scoregraph_simd::{Act, Isa, Serial};
+
+/// Input channels, output channels, side, kernel, stride, padding.
+const CASES: [[usize; 6]; 12] = [
+    [32, 32, 128, 3, 1, 1],
+    [64, 32, 128, 3, 1, 1],
+    [64, 64, 64, 3, 1, 1],
+    [96, 96, 32, 3, 1, 1],
+    [128, 128, 16, 3, 1, 1],
+    [128, 128, 8, 3, 1, 1],
+    [64, 64, 64, 1, 1, 0],
+    [128, 384, 16, 1, 1, 0],
+    [64, 64, 64, 3, 2, 1],
+    [1, 32, 128, 3, 1, 1],
+    [32, 1, 128, 3, 1, 1],
+    [3, 384, 256, 16, 16, 0],
+];
+
+fn main() {
+    println!("{:>4} {:>4} {:>4} {:>7}  {:>8} {:>10} {:>9}", "I", "O", "side", "kernel", "isa", "GFLOP/s", "ms");
+    for [channels, filters, side, kernel, stride, padding] in CASES {
+        let shape = Conv2dShape {
+            channels,
+            filters,
+            input: [side; 2],
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            padding: [padding; 2],
+        };
+        for isa in Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.supported()) {
+            let (seconds, flops) = time(shape, isa);
+            println!(
+                "{channels:>4} {filters:>4} {side:>4} {:>7}  {:>8} {:>10.1} {:>9.3}",
+                format!("{kernel}/{stride}"),
+                isa.name(),
+                flops / seconds / 1e9,
+                seconds * 1e3
+            );
+        }
+    }
+}
+
+/// The best time of a call with bias, SiLU and residual, in seconds, and the multiply-adds it does, times two.
+fn time(shape: Conv2dShape, isa: Isa) -> (f64, f64) {
+    let conv = Conv2d::new(shape, isa, 1).expect("the kernel fits");
+    let [rows, columns] = shape.output().expect("the kernel fits");
+    let ramp = |size: usize| (0..size).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect::<Vec<f32>>();
+    let x = ramp(shape.channels * shape.input[0] * shape.input[1]);
+    let per_filter = shape.channels * shape.kernel[0] * shape.kernel[1];
+    let w = shape.pack_weight(&ramp(shape.filters * per_filter));
+    let bias = ramp(shape.filters);
+    let mut y = vec![0.0; shape.filters * rows * columns];
+    let residual = y.clone();
+    let mut scratch = vec![0.0; conv.scratch_floats(1)];
+    let flops = 2.0 * (shape.filters * per_filter * rows * columns) as f64;
+    let op = Conv2dOp { w: &w, bias: Some(&bias), emb: None, residual: Some(&residual), act: Act::Silu };
+    let mut best = f64::INFINITY;
+    for _ in 0..((2e9 / flops) as usize).clamp(5, 200) {
+        let start = Instant::now();
+        conv.run(&Serial, 1, &op, &x, &mut y, &mut scratch);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    (best, flops)
+}

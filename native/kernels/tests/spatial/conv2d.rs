@@ -1,0 +1,226 @@
+//! Convolution against seven nested loops in float64.
+
+use proptest::prelude::*;
+use scoregraph_kernels::conv::{Conv2d, Conv2dOp, Conv2dShape};
+use scoregraph_simd::{Act, Isa};
+
+use crate::support::{Threads, act64, bits, isas, leading_columns, numbers};
+
+/// One call with all its operands; the weight is plain `[O, I, kh, kw]`.
+struct Case {
+    shape: Conv2dShape,
+    batch: usize,
+    act: Act,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    /// Rows of `O + 3`, of which the first `O` are the embedding.
+    emb: Option<Vec<f32>>,
+    residual: Option<Vec<f32>>,
+}
+
+impl Case {
+    fn new(shape: Conv2dShape, batch: usize, operands: [bool; 3], act: Act, seed: u64) -> Self {
+        let [rows, columns] = shape.output().unwrap();
+        let Conv2dShape { channels, filters, input: [height, width], kernel: [kh, kw], .. } = shape;
+        let operand = |index: usize, size: usize| operands[index].then(|| numbers(seed + 10 + index as u64, size));
+        Case {
+            shape,
+            batch,
+            act,
+            x: numbers(seed, batch * channels * height * width),
+            weight: numbers(seed + 1, filters * channels * kh * kw),
+            bias: operand(0, filters),
+            emb: operand(1, batch * (filters + 3)),
+            residual: operand(2, batch * filters * rows * columns),
+        }
+    }
+
+    /// The output, from a convolution cut for `cut` threads and run on `threads`. Scratch and output start as NaN.
+    fn run(&self, isa: Isa, cut: usize, threads: usize) -> Vec<f32> {
+        let conv = Conv2d::new(self.shape, isa, cut).unwrap();
+        let [rows, columns] = self.shape.output().unwrap();
+        let mut y = vec![f32::NAN; self.batch * self.shape.filters * rows * columns];
+        let mut scratch = vec![f32::NAN; conv.scratch_floats(threads)];
+        let op = Conv2dOp {
+            w: &self.shape.pack_weight(&self.weight),
+            bias: self.bias.as_deref(),
+            emb: self.emb.as_deref().map(|emb| leading_columns(emb, self.batch, self.shape.filters, 3)),
+            residual: self.residual.as_deref(),
+            act: self.act,
+        };
+        conv.run(&Threads(threads), self.batch, &op, &self.x, &mut y, &mut scratch);
+        y
+    }
+
+    /// The output in float64, and for each element a bound on what float32 may lose: the sum of absolute terms.
+    fn reference(&self) -> Vec<(f64, f64)> {
+        let Conv2dShape { channels, filters, input, kernel: [kh, kw], stride, padding } = self.shape;
+        let [rows, columns] = self.shape.output().unwrap();
+        let mut y = Vec::new();
+        for (n, o, row, column) in indices([self.batch, filters, rows, columns]) {
+            let mut sum = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[o]));
+            sum += self.emb.as_ref().map_or(0.0, |emb| f64::from(emb[n * (filters + 3) + o]));
+            let mut size = sum.abs();
+            for (i, ky, kx, _) in indices([channels, kh, kw, 1]) {
+                let (py, px) = (row * stride[0] + ky, column * stride[1] + kx);
+                if py < padding[0] || px < padding[1] || py >= input[0] + padding[0] || px >= input[1] + padding[1] {
+                    continue;
+                }
+                let at = ((n * channels + i) * input[0] + py - padding[0]) * input[1] + px - padding[1];
+                let term = f64::from(self.x[at]) * f64::from(self.weight[((o * channels + i) * kh + ky) * kw + kx]);
+                sum += term;
+                size += term.abs();
+            }
+            let residual = self.residual.as_ref().map_or(0.0, |residual| f64::from(residual[y.len()]));
+            y.push((residual + act64(self.act, sum), size + residual.abs()));
+        }
+        y
+    }
+}
+
+fn indices([a, b, c, d]: [usize; 4]) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    (0..a * b * c * d).map(move |i| (i / (b * c * d), i / (c * d) % b, i / d % c, i % d))
+}
+
+/// Every instruction set is close to the reference; threads, cut and batch change no bit; AVX2 and AVX-512 agree in all.
+fn check(case: &Case) {
+    let reference = case.reference();
+    let mut fused = Vec::new();
+    for isa in isas() {
+        let y = case.run(isa, 1, 1);
+        for (index, (&y, &(expected, size))) in y.iter().zip(&reference).enumerate() {
+            let error = (f64::from(y) - expected).abs();
+            assert!(error <= 1e-6 * (size + 1.0), "{isa:?} {:?}: y[{index}] = {y}, not {expected}", case.shape);
+        }
+        for (cut, threads) in [(2, 1), (3, 2), (8, 3)] {
+            assert_eq!(bits(&case.run(isa, cut, threads)), bits(&y), "{isa:?} cut {cut}, {threads} threads");
+        }
+        if isa != Isa::Scalar {
+            fused.push(bits(&y));
+        }
+    }
+    assert!(fused.windows(2).all(|pair| pair[0] == pair[1]), "AVX2 and AVX-512 differ");
+}
+
+fn square(channels: usize, filters: usize, side: usize, kernel: usize, stride: usize, padding: usize) -> Conv2dShape {
+    Conv2dShape { channels, filters, input: [side; 2], kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2] }
+}
+
+fn shapes() -> impl Strategy<Value = Conv2dShape> {
+    let pair = |range: std::ops::RangeInclusive<usize>| proptest::array::uniform2(range);
+    (0usize..=9, 1usize..=19, pair(1..=37), pair(1..=4), pair(1..=3), pair(0..=3))
+        .prop_map(|(channels, filters, input, kernel, stride, padding)| Conv2dShape {
+            channels,
+            filters,
+            input,
+            kernel,
+            stride,
+            padding,
+        })
+        .prop_filter("the kernel fits", |shape| shape.output().is_some())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_shape(
+        shape in shapes(),
+        batch in 1usize..=2,
+        operands in proptest::array::uniform3(any::<bool>()),
+        act in proptest::sample::select(vec![Act::None, Act::Silu, Act::Relu]),
+        seed in any::<u32>(),
+    ) {
+        check(&Case::new(shape, batch, operands, act, u64::from(seed)));
+    }
+}
+
+#[test]
+fn shapes_of_real_networks() {
+    for shape in [
+        square(3, 24, 64, 16, 16, 0), // patch embedding
+        square(4, 9, 32, 2, 2, 0),
+        square(1, 8, 64, 3, 1, 1),   // first layer of a U-Net
+        square(8, 1, 64, 3, 1, 1),   // last layer
+        square(40, 16, 8, 3, 1, 1),  // lowest resolution: flat runs
+        square(24, 16, 16, 1, 1, 0), // skip connection
+        square(8, 8, 33, 3, 2, 1),   // downsampling
+        square(2, 3, 2, 7, 1, 3),    // a kernel larger than the image
+        square(2, 3, 5, 1, 3, 0),    // a stride larger than the kernel
+    ] {
+        check(&Case::new(shape, 2, [true; 3], Act::Silu, 7));
+    }
+}
+
+#[test]
+fn every_width_and_filter_tail() {
+    for side in 1..=33 {
+        check(&Case::new(square(2, side.min(17), side, 3, 1, 1), 1, [true, false, false], Act::None, side as u64));
+    }
+}
+
+#[test]
+fn a_sample_does_not_know_its_batch() {
+    let batch = Case::new(square(5, 11, 13, 3, 1, 1), 4, [true; 3], Act::Silu, 3);
+    let [rows, columns] = batch.shape.output().unwrap();
+    let (x_sample, y_sample) = (5 * 13 * 13, 11 * rows * columns);
+    for isa in isas() {
+        let together = batch.run(isa, 2, 2);
+        for sample in 0..batch.batch {
+            let part = |data: &[f32], size: usize| data[sample * size..][..size].to_vec();
+            let alone = Case {
+                batch: 1,
+                x: part(&batch.x, x_sample),
+                weight: batch.weight.clone(),
+                bias: batch.bias.clone(),
+                emb: batch.emb.as_deref().map(|emb| part(emb, 11 + 3)),
+                residual: batch.residual.as_deref().map(|residual| part(residual, y_sample)),
+                ..batch
+            };
+            assert_eq!(
+                bits(&alone.run(isa, 1, 1)),
+                bits(&together[sample * y_sample..][..y_sample]),
+                "{isa:?} {sample}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_nan_stays_in_its_window() {
+    let mut case = Case::new(square(3, 8, 20, 3, 1, 1), 1, [false; 3], Act::None, 5);
+    case.x[20 * 20 + 7 * 20 + 11] = f32::NAN;
+    case.x[2 * 20 * 20] = f32::INFINITY;
+    for isa in isas() {
+        let y = case.run(isa, 1, 1);
+        for (_, o, row, column) in indices([1, 8, 20, 20]) {
+            let near = row.abs_diff(7) <= 1 && column.abs_diff(11) <= 1;
+            let y = y[(o * 20 + row) * 20 + column];
+            assert_eq!(y.is_nan(), near, "{isa:?} at {row}, {column}");
+            assert_eq!(y.is_infinite(), row <= 1 && column <= 1, "{isa:?} at {row}, {column}");
+        }
+    }
+}
+
+#[test]
+fn nothing_to_do() {
+    for isa in isas() {
+        assert!(Case::new(square(3, 5, 6, 3, 1, 1), 0, [true; 3], Act::None, 0).run(isa, 2, 2).is_empty());
+        assert!(Case::new(square(3, 0, 6, 3, 1, 1), 2, [true; 3], Act::None, 0).run(isa, 2, 2).is_empty());
+    }
+}
+
+#[test]
+fn shapes_without_an_output_are_refused() {
+    for shape in [
+        square(1, 1, 2, 3, 1, 0),
+        square(1, 1, 4, 0, 1, 0),
+        square(1, 1, 4, 3, 0, 1),
+        square(1, 1, 4, 3, 1, usize::MAX),
+        square(1, 1, 4, 3, 1, usize::MAX / 4),
+        square(usize::MAX / 8, 1, 64, 3, 1, 1),
+    ] {
+        assert!(Conv2d::new(shape, Isa::Scalar, 1).is_none(), "{shape:?}");
+    }
+}

@@ -1,0 +1,6 @@
+//! Property tests of the NCHW kernels (convolution, group norm, pooling) against plain float64 loops.
+
+mod conv2d;
+mod group_norm;
+mod pool2d;
+mod support;
