@@ -13,14 +13,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from scoregraph.errors import InvalidFuel
 from scoregraph.plan.schema import Stage
 
 _log = logging.getLogger("scoregraph.passes")
-_NO_COUNTERS: Mapping[str, int] = MappingProxyType({})
 
 P = TypeVar("P")
 """The program that is rewritten: ``graph.Graph`` or ``torch.fx.GraphModule``."""
@@ -43,7 +41,7 @@ class PassResult(Generic[P]):
 
     module: P
     rewrites: int = 0
-    counters: Mapping[str, int] = field(default=_NO_COUNTERS)
+    counters: Mapping[str, int] = field(default_factory=dict[str, int])
     misses: tuple[Miss, ...] = ()
 
 

@@ -1,1 +1,1 @@
-"""Passes over tensor programs (``torch.fx.GraphModule`` → ``torch.fx.GraphModule``). Importing a module here needs torch."""
+"""Passes over tensor programs, ``torch.fx.GraphModule`` → ``torch.fx.GraphModule``; the modules here need torch."""

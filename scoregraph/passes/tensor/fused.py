@@ -3,8 +3,8 @@
 After the tensor passes a program holds calls of these functions and the ATen operators that need no fusion (matmul,
 softmax, pooling, resizing, embedding, reductions, views, copies). A call names all operands: the keyword arguments of
 a node are the roles and attributes of the plan's call, absent roles are None (``pointwise`` takes its operands by
-position). Because they are ordinary functions a rewritten program still
-runs in torch, in float32 and in float64, which is how every rewrite is checked.
+position). Because they are ordinary functions a rewritten program still runs in torch, in float32 and in float64,
+which is how every rewrite is checked.
 
 Shapes: n is the batch, M the product of the leading dims of ``linear``'s x.
 """
@@ -15,8 +15,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 Instruction = tuple[str | int | float, ...]
 Program = tuple[Instruction, ...]
@@ -34,10 +34,10 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "square": torch.square,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "gelu_erf": F.gelu,
-    "relu": F.relu,
+    "silu": functional.silu,
+    "gelu_tanh": functools.partial(functional.gelu, approximate="tanh"),
+    "gelu_erf": functional.gelu,
+    "relu": functional.relu,
     "erf": torch.erf,
     "floor": torch.floor,
 }
@@ -66,8 +66,11 @@ def linear(
     gate: Tensor | None = None,
     act: str = "none",
 ) -> Tensor:
-    """``residual + gate * act(x wᵀ + bias)``: x [.., K], w [N, K], residual [.., N]; gate [G, N], row m uses m / (M/G)."""
-    y = _activate(F.linear(x, w, bias), act)
+    """``residual + gate * act(x wᵀ + bias)``: x [.., K], w [N, K], residual [.., N].
+
+    gate [G, N]: row m of the M rows uses row m / (M/G).
+    """
+    y = _activate(functional.linear(x, w, bias), act)
     if gate is not None:
         y = (y.reshape(gate.shape[0], -1, gate.shape[1]) * gate[:, None]).reshape(y.shape)
     return y if residual is None else residual + y
@@ -84,7 +87,7 @@ def conv2d(
     act: str = "none",
 ) -> Tensor:
     """``residual + act(conv(x, w) + bias + emb)``: x [n, I, H, W], w [O, I, kh, kw], emb [n, O]."""
-    y = F.conv2d(x, w, bias, stride=tuple(stride), padding=tuple(padding))
+    y = functional.conv2d(x, w, bias, stride=tuple(stride), padding=tuple(padding))
     if emb is not None:
         y = y + emb[:, :, None, None]
     y = _activate(y, act)
@@ -102,7 +105,7 @@ def group_norm(
     act: str = "none",
 ) -> Tensor:
     """``act(norm(x) * weight + bias)``, with scale and shift [n, C] ``act((…) * (1 + scale) + shift)``; x [n, C, …]."""
-    y = F.group_norm(x, groups, weight, bias, eps)
+    y = functional.group_norm(x, groups, weight, bias, eps)
     if scale is not None and shift is not None:
         over_space = (..., *(None,) * (x.ndim - 2))
         y = y * (1 + scale[over_space]) + shift[over_space]
@@ -119,7 +122,7 @@ def layer_norm(
     act: str = "none",
 ) -> Tensor:
     """As ``group_norm``, over the last dim D; scale and shift [G, D], row m uses row m / (M/G)."""
-    y = F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+    y = functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
     if scale is not None and shift is not None:
         rows = y.reshape(scale.shape[0], -1, scale.shape[1])
         y = (rows * (1 + scale[:, None]) + shift[:, None]).reshape(y.shape)
@@ -157,7 +160,7 @@ def pointwise(program: Program, *operands: Tensor) -> Tensor:
             values.append(UNARY[str(op)](values[int(args[0])]))
         else:
             values.append(BINARY[str(op)](values[int(args[0])], values[int(args[1])]))
-    return torch.broadcast_tensors(values[-1], *operands)[0]
+    return values[-1].expand(torch.broadcast_shapes(*(x.shape for x in operands)))
 
 
 OPERATIONS: frozenset[Callable[..., Tensor]] = frozenset(

@@ -1,0 +1,136 @@
+"""Reading and making nodes of a tensor program: calls by argument name, shapes, single-instruction expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.node import map_arg
+
+from scoregraph.passes.tensor import fused
+
+aten = torch.ops.aten
+
+Operand = Node | float
+Size = int | torch.SymInt
+
+
+def is_call(node: object, *targets: Callable[..., Any]) -> bool:
+    """Whether ``node`` calls one of ``targets``."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of an ATen call by the names of its schema, defaults included."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    named = {argument.name: argument.default_value for argument in target._schema.arguments}
+    named.update(zip(named, node.args, strict=False))
+    named.update(node.kwargs)
+    return named
+
+
+def call(graph: Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+    """Add a call of ``target``; its value's shape and dtype are worked out from those of the operands."""
+    node = graph.call_function(target, args, kwargs)
+    fake_args, fake_kwargs = map_arg((args, kwargs), lambda operand: operand.meta["val"])
+    node.meta["val"] = target(*fake_args, **fake_kwargs)
+    return node
+
+
+def updated(graph: Graph, node: Node, **changes: Any) -> Node:
+    """Add a call like the fused call ``node`` with other keyword arguments. The value keeps its shape and dtype."""
+    made = graph.call_function(node.target, node.args, {**node.kwargs, **changes})  # type: ignore[arg-type]
+    made.meta.update(node.meta)
+    return made
+
+
+def value_of(node: Node) -> Tensor | None:
+    """The fake tensor that stands for the value of ``node``, None if the value is not one tensor."""
+    value = node.meta.get("val")
+    return value if isinstance(value, Tensor) else None
+
+
+def shape_of(node: Node) -> tuple[Size, ...]:
+    """The shape of a tensor-valued node, with symbolic sizes where the batch enters."""
+    value = value_of(node)
+    assert value is not None, f"{node.name} is not a tensor"
+    return tuple(value.shape)
+
+
+def same_sizes(a: Sequence[Size], b: Sequence[Size]) -> bool:
+    """Whether two shapes are equal for every batch."""
+    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
+
+
+def same_value_type(a: Node, b: Node) -> bool:
+    """Whether two nodes have one shape and one dtype."""
+    x, y = value_of(a), value_of(b)
+    return x is not None and y is not None and x.dtype == y.dtype and same_sizes(x.shape, y.shape)
+
+
+def shown(shape: Sequence[Size]) -> str:
+    """A shape for a person: ``[B, 16, 64]``, the batch symbol being called B."""
+    return "[" + ", ".join(_size(size) for size in shape) + "]"
+
+
+def _size(size: Size) -> str:
+    if isinstance(size, int):
+        return str(size)
+    text = str(size.node.expr)
+    for symbol in size.node.expr.free_symbols:
+        text = text.replace(str(symbol), "B")
+    return text.replace("*", "")
+
+
+def shared(node: Node) -> str | None:
+    """Why the value of ``node`` cannot be fused away, if other nodes need it."""
+    return None if len(node.users) == 1 else f"used by {len(node.users)} nodes"
+
+
+def expression(node: object) -> tuple[str, tuple[Operand, ...]] | None:
+    """A ``pointwise`` call of one instruction as (operator, operands), constants as numbers; otherwise None."""
+    if not isinstance(node, Node) or not is_call(node, fused.pointwise):
+        return None
+    program: Any = node.args[0]
+    values: list[Any] = list(node.args[1:])
+    for op, *places in program[:-1]:
+        if op != "const":
+            return None
+        values.append(places[0])
+    if not program or program[-1][0] == "const":
+        return None
+    op, *places = program[-1]
+    return op, tuple(values[place] for place in places)
+
+
+def operands_of(node: object, op: str) -> tuple[Operand, ...] | None:
+    """The operands if ``node`` is the one-instruction expression ``op``."""
+    found = expression(node)
+    return found[1] if found is not None and found[0] == op else None
+
+
+def orders(node: object, op: str) -> tuple[tuple[Operand, Operand], ...]:
+    """Both orders of the operands if ``node`` is the commutative two-operand expression ``op``; otherwise nothing."""
+    a, b = operands_of(node, op) or (None, None)
+    return () if a is None or b is None else ((a, b), (b, a))
+
+
+def pointwise(graph: Graph, op: str, *operands: Operand) -> Node:
+    """Add the one-instruction expression ``op``; number operands become constants of its program."""
+    nodes = [operand for operand in operands if isinstance(operand, Node)]
+    program: list[tuple[str | int | float, ...]] = []
+    places: list[int] = []
+    taken = 0
+    for operand in operands:
+        if isinstance(operand, Node):
+            places.append(taken)
+            taken += 1
+        else:
+            places.append(len(nodes) + len(program))
+            program.append(("const", float(operand)))
+    return call(graph, fused.pointwise, (*program, (op, *places)), *nodes)
