@@ -130,7 +130,7 @@ impl Kernel for LayerNormRows<'_> {
 /// A rough mean, what is to be added to it, and the variance, by the corrected two-pass algorithm (Chan, Golub and
 /// LeVeque, 1983): with d = x - rough mean, the correction is mean(d), the variance mean(d²) - mean(d)².
 #[inline(always)]
-fn moments<S: Simd>(s: S, row: &[f32]) -> (f32, f32, f32) {
+pub(crate) fn moments<S: Simd>(s: S, row: &[f32]) -> (f32, f32, f32) {
     let count = row.len() as f32;
     let mean = sum(s, row, s.splat(0.0), |x| x) / count;
     let centre = s.splat(mean);
