@@ -30,6 +30,7 @@ fn first(n: usize) -> __m256i {
 /// The pointer and three vectors as they are, in registers.
 #[inline]
 #[target_feature(enable = "avx")]
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "the pointer is passed on, not followed")]
 fn pin_three(mut ptr: *const f32, mut a: __m256, mut b: __m256, mut c: __m256) -> (*const f32, __m256, __m256, __m256) {
     // SAFETY: no instruction; the operands only make the compiler treat the results as new values.
     unsafe {
