@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from scoregraph.backends.protocol import Miss
@@ -267,12 +267,10 @@ def collapse(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[tu
 def _with_row(call: Call, scope: Scope, launch: Launch) -> Launch:
     """``launch`` at the current row, or at the row the call fixes."""
     if "row" in call.attrs:
-        return Launch(
-            launch.kernel, launch.grid, {**launch.arguments, "row": call.attrs["row"]}, launch.constants, site=call.site
-        )
+        return replace(launch, arguments={**launch.arguments, "row": call.attrs["row"]}, site=call.site)
     if scope.table is None:
         _refuse(call, "it reads the current row outside of a loop")
-    return Launch(launch.kernel, launch.grid, launch.arguments, launch.constants, takes_row=True, site=call.site)
+    return replace(launch, takes_row=True, site=call.site)
 
 
 def _dense(call: Call, scope: Scope, ref: str) -> torch.Tensor:

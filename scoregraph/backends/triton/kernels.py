@@ -347,9 +347,9 @@ def offset(i, sizes, strides):
     """Where element ``i`` (int64, row-major) of a view of ``sizes`` lies, in elements."""
     at = i * 0
     for back in tl.static_range(len(sizes)):
-        d = len(sizes) - 1 - back
-        at += (i % sizes[d]) * strides[d]
-        i = i // sizes[d]
+        size = sizes[len(sizes) - 1 - back]
+        at += (i % size) * strides[len(sizes) - 1 - back]
+        i = i // size
     return at
 
 

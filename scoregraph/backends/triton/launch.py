@@ -7,7 +7,7 @@ interprets what it also compiles ahead of time), so a kernel here is source text
 from __future__ import annotations
 
 import functools
-import inspect
+import hashlib
 import linecache
 import threading
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def _namespace(text: str, interpret: bool) -> Namespace:
     from triton import knobs
 
     if text:
-        file = f"<scoregraph kernel {abs(hash(text)):x}>"
+        file = f"<scoregraph kernel {hashlib.sha256(text.encode()).hexdigest()[:12]}>"
         # Triton reads a kernel's source through inspect; this is how it finds text that lies in no file.
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         scope = dict(_namespace("", interpret))
@@ -87,9 +87,16 @@ class Launch:
 
         function = self.kernel.function(interpret=False)
         values = {**self.arguments, **({"row": 0} if self.takes_row else {}), **self.constants}
-        order = list(inspect.signature(function.fn).parameters)
-        signature = {name: _type_of(values[name]) if name not in self.constants else "constexpr" for name in order}
-        constants = {name: values[name] for name in order if signature[name] == "constexpr"}
+        constants: dict[tuple[int, ...], Any] = {}
+        signature: dict[str, Any] = {}
+        for place, parameter in enumerate(function.params):
+            value = values[parameter.name]
+            if parameter.is_constexpr:
+                constants[(place,)] = value
+                signature[parameter.name] = "constexpr"
+            else:
+                fixed = not parameter.do_not_specialize
+                signature[parameter.name] = _type_of(value, (place,), constants, specialize=fixed)
         compiled = triton.compile(
             ASTSource(function, signature, constants),
             target=GPUTarget("cuda", capability, 32),
@@ -107,12 +114,13 @@ class Launch:
 _POINTERS = {"torch.float32": "*fp32", "torch.int64": "*i64", "torch.uint8": "*u8"}
 
 
-def _type_of(value: object) -> Any:
-    """A run-time value's Triton type, as signatures spell it."""
-    if value is None:
-        return "constexpr"
+def _type_of(value: object, path: tuple[int, ...], constants: dict[tuple[int, ...], Any], *, specialize: bool) -> Any:
+    """A run-time value's Triton type as signatures spell it. Like a launch, it compiles None and the number 1 in."""
     if isinstance(value, tuple):
-        return tuple(_type_of(part) for part in value)
+        return tuple(_type_of(v, (*path, i), constants, specialize=specialize) for i, v in enumerate(value))
+    if value is None or (specialize and isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     if isinstance(value, float):
