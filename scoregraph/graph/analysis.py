@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from scoregraph.graph.nodes import Loop, LoopVar, Node, SamplerStep, Score, StepTime, While
 
@@ -64,17 +64,30 @@ def depends_on_time_only(node: Node) -> bool:
     return any(isinstance(n, StepTime) for n in found) and not any(isinstance(n, LoopVar) for n in found)
 
 
-def steps(loop: Loop | While) -> tuple[SamplerStep, ...]:
-    """The steps that move the values a loop carries, in topological order, without those of inner loops."""
-    return tuple(
-        node for node in body(loop) if isinstance(node, SamplerStep) and innermost(node.free, loop) == loop.name
-    )
+def enclosing(graph: Graph) -> dict[str, frozenset[str]]:
+    """The loops around each loop, by name."""
+    around: dict[str, frozenset[str]] = {}
+    for node in reversed(graph.nodes):  # a loop comes after the loops of its body, so outer loops come first here
+        if isinstance(node, Loop | While):
+            around[node.name] = node.free.union(*(around.get(outer, frozenset[str]()) for outer in node.free))
+    return around
 
 
-def innermost(free: frozenset[str], outer: Loop | While) -> str:
-    """Which of the loops in ``free`` is the innermost one, seen from ``outer``, which is one of them."""
-    nested = {node.name: node for node in body(outer) if isinstance(node, Loop | While) and node.name in free}
-    return min(nested, key=lambda name: len(body(nested[name]))) if nested else outer.name
+def scopes(graph: Graph) -> dict[Node, str | None]:
+    """The innermost loop in whose body each node stands; None outside all loops."""
+    around = enclosing(graph)
+
+    def depth(loop: str) -> tuple[int, str]:
+        return len(around.get(loop, ())), loop
+
+    return {node: max(node.free, key=depth) if node.free else None for node in graph.nodes}
+
+
+def step_of(loop: Loop | While) -> SamplerStep:
+    """The step that moves the state of a loop: the first of its results."""
+    first = loop.results[0]
+    assert isinstance(first, SamplerStep), "the rules of the stage 'built' hold"
+    return first
 
 
 def scores(graph: Graph) -> tuple[Score, ...]:
@@ -86,10 +99,10 @@ def to_networkx(graph: Graph) -> Any:
     """A ``networkx.DiGraph`` of the nodes, numbered as the text form numbers them, with op, type and place."""
     import networkx as nx
 
-    from scoregraph.graph.text import numbering
+    from scoregraph.graph.printer import numbering
 
     number = numbering(graph)
-    view: Any = nx.DiGraph(name=graph.name)
+    view = cast(Any, nx.DiGraph(name=graph.name))  # pyright: ignore[reportUnknownMemberType]
     for node, n in number.items():
         view.add_node(n, op=node.op, type=str(node.type), place=str(graph.place(node) or ""))
     view.add_edges_from((number[operand], n) for node, n in number.items() for operand in node.operands)

@@ -8,20 +8,19 @@ from typing import Any
 
 from scoregraph.errors import Location
 from scoregraph.graph.analysis import topological
-from scoregraph.graph.nodes import Input, Interned, Node, field_kinds
+from scoregraph.graph.nodes import Emit, Input, Interned, Node, field_kinds
 from scoregraph.graph.values import NetRef
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(metaclass=Interned):
-    """A whole sampling program: what it computes (``outputs``), records (``emits``), and where it was written.
+    """A whole sampling program: what it computes (``outputs``) and where it was written (``places``).
 
     Frozen and interned: two graphs with the same name, nodes and places are one object, so ``parse(str(g)) is g``.
     """
 
     name: str
     outputs: tuple[tuple[str, Node], ...]
-    emits: tuple[Node, ...] = ()
     places: tuple[tuple[Node, Location], ...] = ()
 
     def __post_init__(self) -> None:
@@ -30,15 +29,15 @@ class Graph(metaclass=Interned):
 
     def key(self) -> tuple[object, ...]:
         """What makes two graphs one."""
-        return Graph, self.name, self.outputs, self.emits, self.places
+        return Graph, self.name, self.outputs, self.places
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Graph, (self.name, self.outputs, self.emits, self.places)
+        return Graph, (self.name, self.outputs, self.places)
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """All nodes, loop bodies included, each after its operands."""
-        return topological([*(node for _, node in self.outputs), *self.emits])
+        return topological(node for _, node in self.outputs)
 
     @cached_property
     def _places(self) -> dict[Node, Location]:
@@ -59,6 +58,11 @@ class Graph(metaclass=Interned):
         return tuple(sorted(found, key=lambda node: node.name))
 
     @cached_property
+    def emits(self) -> tuple[Emit, ...]:
+        """The values that loops record, once per step, beside the outputs."""
+        return tuple(node for node in self.nodes if isinstance(node, Emit))
+
+    @cached_property
     def nets(self) -> tuple[NetRef, ...]:
         """The networks in the order in which they are first needed."""
         held = (
@@ -71,7 +75,7 @@ class Graph(metaclass=Interned):
 
     @cached_property
     def _text(self) -> str:
-        from scoregraph.graph.text import print_graph
+        from scoregraph.graph.printer import print_graph
 
         return print_graph(self)
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar
 
 from scoregraph.graph import rules
 from scoregraph.graph import values as v
@@ -40,7 +40,7 @@ FIELD_KINDS = {
     "NetRef | None": "net?",
     "StepTable | None": "table?",
     "ValueType": "type",
-    "Latent": "type",
+    "Latent": "latent",
     "str": "str",
     "int": "int",
     "float": "float",
@@ -57,16 +57,18 @@ FIELD_KINDS = {
 KINDS: dict[str, type[Node]] = {}
 """Every kind of node by the name the text form gives it."""
 
-_interned: weakref.WeakValueDictionary[tuple[object, ...], Node] = weakref.WeakValueDictionary()
+T = TypeVar("T")
+_interned: weakref.WeakValueDictionary[tuple[object, ...], Any] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
 class Interned(type):
     """Calling a class of this metaclass returns the one live node with those fields."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    # pyright cannot be told that the metaclass of T is this class; with this signature it checks constructors.
+    def __call__(cls: type[T], *args: Any, **kwargs: Any) -> T:  # pyright: ignore[reportGeneralTypeIssues]
         """Make the node, which checks it, then take the one that is already there, if any."""
-        made = super().__call__(*args, **kwargs)
+        made: Any = type.__call__(cls, *args, **kwargs)
         with _lock:
             return _interned.setdefault(made.key(), made)
 
@@ -92,8 +94,13 @@ class Node(metaclass=Interned):
 
     def __post_init__(self) -> None:
         for name, kind in field_kinds(self.__class__).items():
+            value = getattr(self, name)
             if kind.startswith("spec:"):
-                rules.family(getattr(self, name), kind.removeprefix("spec:").split("|"))
+                rules.family(value, kind.removeprefix("spec:").split("|"))
+            elif kind == "nodes":
+                object.__setattr__(self, name, tuple(value))
+            elif isinstance(value, NetRef) and value.prediction is not None:
+                rules.family(value.prediction, ["prediction"])
         object.__setattr__(self, "free", self._free_loops())
         object.__setattr__(self, "type", self._result())
 
@@ -180,7 +187,7 @@ class Condition(Node, op="condition"):
     """The encoded conditions of a network, one value each in its order; no values: the unconditional branch."""
 
     net: NetRef
-    values: tuple[Node, ...] = ()
+    values: tuple[Node, ...]
 
     def _result(self) -> v.Cond:
         return rules.condition(self.net, types(self.values))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from scoregraph.errors import (
+    BadOption,
     BranchCount,
     ContinuousInDiscrete,
     DiscreteInContinuous,
@@ -64,6 +65,16 @@ def family(spec: object, families: Sequence[str]) -> None:
     if not isinstance(spec, Spec) or spec.family not in families:
         got = f"the {spec.family} {spec}" if isinstance(spec, Spec) else repr(spec)
         raise WrongSpec(expected=" or ".join(families), got=got, help=FAMILY_HELP[families[0]])
+    for option, value in spec.options().items():
+        if not is_plain(value):
+            raise BadOption(spec=spec.name, option=option, value=repr(value), got=type(value).__name__)
+
+
+def is_plain(value: object) -> bool:
+    """Whether an option prints and parses back: a number, a text, None, or a tuple of such."""
+    if isinstance(value, tuple):
+        return all(is_plain(item) for item in cast("tuple[object, ...]", value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def same_latent(operand: str, expected: Latent, got: Latent) -> None:

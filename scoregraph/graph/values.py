@@ -23,6 +23,8 @@ those of one sample; the batch is never written. A graph holds no tensors: a net
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -48,13 +50,30 @@ def shape_text(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
+def word(name: str) -> str:
+    """A name as the text form writes it: bare when it is one word, quoted otherwise."""
+    return name if re.fullmatch(r"[\w.\-]+", name, re.ASCII) else repr(name)
+
+
+def plain_shape(shape: Iterable[int]) -> Shape:
+    """A shape as a tuple of Python's own integers, whatever kind of sequence it came as."""
+    return tuple(int(size) for size in shape)
+
+
 def _text(value: Shape | Spec | ValueType | str | int) -> str:
-    return shape_text(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return shape_text(value)
+    return word(value) if isinstance(value, str) else str(value)
 
 
 @dataclass(frozen=True)
 class ValueType:
     """Base of the types of values. Two types are the same when their fields are."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.type == "Shape":
+                object.__setattr__(self, f.name, plain_shape(getattr(self, f.name)))
 
     def __str__(self) -> str:
         shown = [_text(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
@@ -193,6 +212,12 @@ class CondInput:
     high: float | None = None
     null: float | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", plain_shape(self.shape))
+        for bound in ("low", "high", "null"):
+            value = getattr(self, bound)
+            object.__setattr__(self, bound, None if value is None else float(value))
+
     @property
     def type(self) -> Array:
         """The type of the raw value."""
@@ -205,6 +230,9 @@ class HeadRef:
 
     name: str
     shape: Shape
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", plain_shape(self.shape))
 
 
 @dataclass(frozen=True)
