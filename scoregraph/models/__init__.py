@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scoregraph.models.registry import load, names
+from scoregraph.models.registry import find, load, names
 
 if TYPE_CHECKING:
     from scoregraph.models.adapter import from_module
     from scoregraph.models.capture import TensorProgram
     from scoregraph.models.network import Network
 
-__all__ = ["Network", "TensorProgram", "from_module", "load", "names"]
+__all__ = ["Network", "TensorProgram", "find", "from_module", "load", "names"]
 
 _LAZY = {"Network": "network", "TensorProgram": "capture", "from_module": "adapter"}
 

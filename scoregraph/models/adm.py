@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class ADMConfig:
 
     @property
     def embedding(self) -> int:
+        """The width of the vector that time and label become."""
         return 4 * self.channels
 
 
@@ -76,9 +77,9 @@ class Residual(nn.Module):
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
-            return F.avg_pool2d(x, 2)
+            return functional.avg_pool2d(x, 2)
         if self.resample == "up":
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+            return functional.interpolate(x, scale_factor=2.0, mode="nearest")
         return x
 
 
@@ -92,30 +93,22 @@ class Attention(nn.Module):
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """``x`` [n, width, H, W] to the same shape; ``emb`` is not used, blocks just share one signature."""
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` [n, width, H, W] to the same shape."""
         n, width, height, breadth = x.shape
         qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, width // self.heads, height * breadth)
         q, k, v = qkv.transpose(-1, -2).unbind(dim=1)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        h = functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
         return x + self.proj_out(h.reshape(n, width, height, breadth))
 
 
-class Stem(nn.Conv2d):
-    """The first convolution, which ignores the embedding."""
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """``x`` [n, in, H, W] to [n, out, H, W]."""
-        return super().forward(x)
-
-
 class Blocks(nn.ModuleList):
-    """Blocks in sequence, each called with the embedding."""
+    """Layers in sequence; residual blocks also get the embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """``x`` [n, C, H, W] through every block."""
-        for block in self:
-            x = block(x, emb)
+        """``x`` [n, C, H, W] through every layer."""
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, Residual) else layer(x)
         return x
 
 
@@ -134,7 +127,7 @@ class ADMUNet(nn.Module):
         self.label_emb = nn.Sequential(nn.Linear(config.label_width, emb), nn.SiLU(), nn.Linear(emb, emb))
 
         width = config.channels * config.multipliers[0]
-        self.input_blocks = nn.ModuleList([Blocks([Stem(config.in_channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Blocks([nn.Conv2d(config.in_channels, width, 3, padding=1)])])
         skips = [width]
         last = len(config.multipliers) - 1
         for level, multiplier in enumerate(config.multipliers):

@@ -20,11 +20,13 @@ import logging
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from scoregraph.errors import (
     CaptureFailed,
@@ -39,9 +41,9 @@ from scoregraph.models import cleanup, trace_errors
 
 LARGEST_BATCH = 4096
 TRACED_BATCH = 3
-PROVED_BATCHES = (1, 2, 3)
+PROVED_BATCHES = (1, 2)
 TOLERANCE = 1e-10
-"""Largest error allowed between module and program in float64, relative to the largest magnitude of the output."""
+"""The largest error allowed between module and program in float64, relative to the largest magnitude of the output."""
 
 _VARIANTS = 8
 
@@ -69,7 +71,8 @@ class CaptureReport:
     def __str__(self) -> str:
         high = "any" if self.batch[1] is None else self.batch[1]
         lines = [
-            f"{self.name}: {sum(self.operators.values())} calls of {len(self.operators)} operators, {self.seconds:.1f} s",
+            f"{self.name}: {sum(self.operators.values())} calls of {len(self.operators)} operators, "
+            f"{self.seconds:.1f} s",
             f"  batch {self.batch[0]} to {high}, traced at {', '.join(map(str, self.traced))}",
             *(f"  asks for its batch size: {condition}" for condition in self.conditions),
             "  error in float64: " + ", ".join(f"{error:.1e} at batch {n}" for n, error in self.proved.items()),
@@ -91,12 +94,19 @@ class TensorProgram:
     report: CaptureReport
 
     def __call__(self, *inputs: Tensor) -> Tensor:
+        """The module's answer to inputs in the order of ``inputs``."""
         with torch.no_grad():
             return self.module(*inputs)
 
 
-def capture(module: nn.Module, example_inputs: Sequence[Tensor], *, name: str = "module") -> TensorProgram:
-    """The tensor program of ``module(*example_inputs)``.
+def capture(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor],
+    *,
+    name: str = "module",
+    prove_at: Sequence[int] = PROVED_BATCHES,
+) -> TensorProgram:
+    """The tensor program of ``module(*example_inputs)``, proved equal to it in float64 at the batches ``prove_at``.
 
     Examples are tensors with the batch in front (any size, one size for all); integers stay integers. The module
     is not changed. Its output may be a tensor, a tuple (its first tensor), or a dataclass or mapping (``sample``,
@@ -108,20 +118,15 @@ def capture(module: nn.Module, example_inputs: Sequence[Tensor], *, name: str = 
     start = time.perf_counter()
     _check_examples(example_inputs, name)
     twin = _double_twin(module)
-    examples = [batched(value, TRACED_BATCH) for value in example_inputs]
-    try:
-        with torch.no_grad():
-            answer = twin(*examples)
-    except Exception as error:
-        raise CaptureFailed(name=name, problem=trace_errors.summary(error), where=trace_errors.place(error)) from None
-
-    if not isinstance(answer, Tensor):
+    answers = _answers(twin, example_inputs, prove_at, name)
+    if not all(isinstance(answer, Tensor) for answer in answers.values()):
         twin = _FirstTensor(twin)
+    examples = [batched(value, TRACED_BATCH) for value in example_inputs]
     first = _trace(twin, examples, name)
     variants = [first, *_other_variants(twin, example_inputs, first, name)]
     graph = first.module
     folded = cleanup.fold_constants(graph)
-    proved = _prove(twin, graph, example_inputs, name)
+    proved = _prove(graph, example_inputs, answers, name)
     cleanup.to_single_precision(graph)
 
     operators = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
@@ -200,28 +205,41 @@ def _other_variants(module: nn.Module, examples: Sequence[Tensor], first: _Varia
         variants.append(other)
 
 
-def _prove(twin: nn.Module, graph: fx.GraphModule, examples: Sequence[Tensor], name: str) -> dict[int, float]:
-    """The relative error between module and program at each of ``PROVED_BATCHES``, and independence of the samples.
+def _answers(twin: nn.Module, examples: Sequence[Tensor], batches: Sequence[int], name: str) -> dict[int, object]:
+    """What the module itself answers to the first ``n`` of the same samples, by n, largest first.
 
-    Raises ``CaptureMismatch`` and ``MixedSamples``.
+    Raises ``CaptureFailed`` where the module does not run, ``MixedSamples`` where a sample's neighbours matter.
     """
-    errors: dict[int, float] = {}
-    widest = [batched(value, max(PROVED_BATCHES)) for value in examples]
-    together = None
-    for batch in sorted(PROVED_BATCHES, reverse=True):
-        inputs = [value[:batch] for value in widest]
+    sizes = sorted(batches, reverse=True)
+    widest = [batched(value, sizes[0]) for value in examples]
+    answers: dict[int, object] = {}
+    try:
         with torch.no_grad(), _quiet():
-            expected = first_tensor(twin(*inputs))
-            got = first_tensor(graph(*inputs))
-        if together is None:
-            together = expected
-        errors[batch] = relative_error(got, expected)
-        if not errors[batch] <= TOLERANCE:
-            raise CaptureMismatch(name=name, batch=batch, error=f"{errors[batch]:.1e}", tolerance=f"{TOLERANCE:.0e}")
-        apart = relative_error(expected, together[:batch])
+            for batch in sizes:
+                answers[batch] = twin(*(value[:batch] for value in widest))
+    except Exception as error:
+        raise CaptureFailed(name=name, problem=trace_errors.summary(error), where=trace_errors.place(error)) from None
+    together = first_tensor(answers[sizes[0]])
+    for batch, answer in answers.items():
+        apart = relative_error(first_tensor(answer), together[:batch])
         if not apart <= TOLERANCE:
             raise MixedSamples(name=name, batch=batch, error=f"{apart:.1e}")
-    return dict(sorted(errors.items()))
+    return answers
+
+
+def _prove(
+    graph: fx.GraphModule, examples: Sequence[Tensor], answers: dict[int, object], name: str
+) -> dict[int, float]:
+    """The relative error of the program to the module's ``answers``, by batch. Raises ``CaptureMismatch``."""
+    widest = [batched(value, max(answers)) for value in examples]
+    errors: dict[int, float] = {}
+    for batch, answer in sorted(answers.items()):
+        with torch.no_grad(), _quiet():
+            got = graph(*(value[:batch] for value in widest))
+        errors[batch] = relative_error(got, first_tensor(answer))
+        if not errors[batch] <= TOLERANCE:
+            raise CaptureMismatch(name=name, batch=batch, error=f"{errors[batch]:.1e}", tolerance=f"{TOLERANCE:.0e}")
+    return errors
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -247,19 +265,17 @@ def batched(value: Tensor, batch: int) -> Tensor:
     return chosen * (1 + 0.05 * torch.rand(chosen.shape, generator=generator, dtype=torch.float64))
 
 
-def first_tensor(output: object) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
     """A module's answer: a tensor, or of a dataclass or mapping ``sample``, or the first tensor there is."""
     if isinstance(output, Tensor):
         return output
-    sample = getattr(output, "sample", None)
-    if isinstance(sample, Tensor):
+    if isinstance(sample := getattr(output, "sample", None), Tensor):
         return sample
-    values = output.values() if hasattr(output, "values") else output
-    if isinstance(values, list | tuple) or hasattr(output, "values"):
-        for value in values:  # pyright: ignore
-            if isinstance(value, Tensor):
-                return value
-    raise TypeError(f"no tensor in an output of type {type(output).__name__}")
+    values = output.values() if isinstance(output, Mapping) else output
+    for value in values if isinstance(values, Iterable) else ():
+        if isinstance(value, Tensor):
+            return value
+    raise TypeError(f"the answer is a {type(output).__name__} without a tensor")
 
 
 class _FirstTensor(nn.Module):
@@ -285,7 +301,9 @@ def _check_examples(examples: Sequence[Tensor], name: str) -> None:
         if not isinstance(value, Tensor):
             raise WrongExample(name=name, problem=f"input {position} is a {type(value).__name__}, not a tensor")
         if value.ndim == 0 or value.shape[0] == 0:
-            raise WrongExample(name=name, problem=f"input {position} of shape {list(value.shape)} has no batch in front")
+            raise WrongExample(
+                name=name, problem=f"input {position} of shape {list(value.shape)} has no batch in front"
+            )
     sizes = {value.shape[0] for value in examples}
     if len(sizes) != 1:
         shapes = ", ".join(str(list(value.shape)) for value in examples)
@@ -304,7 +322,7 @@ def _dynamic_shapes(module: nn.Module, count: int, batch: object) -> tuple[objec
 
 def _explained(error: Exception, module: nn.Module, examples: Sequence[Tensor], name: str) -> Exception:
     """The error of ours that says what a failed export means."""
-    if isinstance(error, torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
+    if isinstance(error, GuardOnDataDependentSymNode):
         return DataDependentFlow(name=name, where=trace_errors.place(error))
     if "specialized it to be a constant" in str(error):
         return NarrowBatch(
@@ -337,10 +355,7 @@ def _refuse_impure(exported: torch.export.ExportedProgram, name: str) -> None:
     if written:
         raise ImpureModule(name=name, problem=f"writes its buffer {next(iter(written.values()))!r}", where=None)
     for node in exported.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        off = node.target in cleanup.EVAL_NO_OPS
-        if torch.Tag.nondeterministic_seeded in node.target.tags and not off:
+        if cleanup.draws_random(node):
             line = trace_errors.source_line(node)
             raise ImpureModule(name=name, problem=f"draws random numbers ({node.target})", where=line)
 

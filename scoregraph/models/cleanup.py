@@ -1,4 +1,3 @@
-# torch.fx nodes are untyped: their arguments are Any wherever they come from.
 """Cleaning an exported graph: nodes without effect go, constants are computed, floats become float32."""
 
 from __future__ import annotations
@@ -10,8 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate, map_arg
 
 aten = torch.ops.aten
+
+Node = Any
+"""An ``fx.Node``. torch types the arguments of a node as a union of everything they could be; operators know better."""
 
 # Checks and hints of the tracer. They return nothing that the program needs.
 _CHECKS = {
@@ -63,7 +66,7 @@ def drop_no_ops(graph: fx.GraphModule) -> Counter[str]:
     return dropped
 
 
-def _is_identity(node: fx.Node) -> bool:
+def _is_identity(node: Node) -> bool:
     """Whether the node returns its first operand for every input."""
     target, args = node.target, node.args
     if target in _COPIES:
@@ -74,7 +77,7 @@ def _is_identity(node: fx.Node) -> bool:
     if target in _CASTS:
         return True
     if target in (aten.mul.Tensor, aten.div.Tensor):
-        return isinstance(args[1], int | float) and args[1] == 1
+        return _is_ones(args[1]) and _same_shape(before, after)
     if target in (aten.add.Tensor, aten.sub.Tensor):
         return isinstance(args[1], int | float) and args[1] == 0
     if target is aten.slice.Tensor:
@@ -82,11 +85,31 @@ def _is_identity(node: fx.Node) -> bool:
         size = before.shape[dim or 0]
         return start in (None, 0) and step == 1 and (end in (None, 2**63 - 1) or _at_least(end, size))
     if target is aten.expand.default:
-        return before.ndim == after.ndim and all(_same(a, b) for a, b in zip(before.shape, after.shape, strict=True))
+        return _same_shape(before, after)
     return False
 
 
-def _permute_for_einsum(graph: fx.GraphModule, node: fx.Node) -> None:
+def _is_ones(operand: Any) -> bool:
+    """The number 1 or a tensor made of ones, which networks multiply by to broadcast a time."""
+    if isinstance(operand, fx.Node):
+        return operand.target is aten.ones.default
+    return isinstance(operand, int | float) and operand == 1
+
+
+def draws_random(node: Node) -> bool:
+    """Whether the node draws random numbers: attention and dropout do not when their dropout is off."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in node.target.tags or node.target in EVAL_NO_OPS:
+        return False
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name == "dropout_p":
+            given = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p", 0.0)
+            return given != 0.0
+    return True
+
+
+def _permute_for_einsum(graph: fx.GraphModule, node: Node) -> None:
     """``einsum("abc->acb", [x])`` is ``permute(x, [0, 2, 1])``, unless it sums or takes a diagonal."""
     equation, (operand,) = node.args[0], node.args[1]
     source, _, result = equation.replace(" ", "").partition("->")
@@ -101,11 +124,9 @@ def fold_constants(graph: fx.GraphModule) -> int:
 
     Parameters by themselves are not inputs: ``weight * scale`` folds too.
     """
-    constant: dict[fx.Node, Tensor | None] = {}
+    constant: dict[Node, Tensor | None] = {}
     for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            constant[node] = None
-        elif (
+        if node.op == "get_attr" or (
             node.op == "call_function"
             and all(operand in constant for operand in node.all_input_nodes)
             and isinstance(_value(node), Tensor)
@@ -114,7 +135,7 @@ def fold_constants(graph: fx.GraphModule) -> int:
 
     # A constant node is computed where somebody who is not constant reads it.
     frontier = [n for n in constant if n.op == "call_function" and any(user not in constant for user in n.users)]
-    cache: dict[fx.Node, Any] = {}
+    cache: dict[Node, Any] = {}
     for node in frontier:
         name = f"folded_{node.name}"
         graph.register_buffer(name, _evaluate(graph, node, cache).clone())
@@ -128,14 +149,12 @@ def fold_constants(graph: fx.GraphModule) -> int:
     return len(frontier)
 
 
-def _evaluate(graph: fx.GraphModule, node: fx.Node, cache: dict[fx.Node, Any]) -> Any:
+def _evaluate(graph: fx.GraphModule, node: Node, cache: dict[Node, Any]) -> Any:
     if node not in cache:
         if node.op == "get_attr":
             cache[node] = attribute(graph, str(node.target))
         else:
-            args, kwargs = fx.node.map_arg(
-                (node.args, node.kwargs), lambda operand: _evaluate(graph, operand, cache)
-            )
+            args, kwargs = map_arg((node.args, node.kwargs), lambda operand: _evaluate(graph, operand, cache))
             with torch.no_grad():
                 cache[node] = node.target(*args, **kwargs)
     return cache[node]
@@ -160,7 +179,7 @@ def to_single_precision(graph: fx.GraphModule) -> None:
             node.meta["val"] = _map_tensors(node.meta["val"], _single)
         if node.op != "call_function":
             continue
-        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _single_dtype)
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), _single_dtype)
         if node.target in _CASTS and _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
@@ -189,7 +208,7 @@ def signature(graph: fx.GraphModule) -> list[tuple[Any, ...]]:
     index = {node: position for position, node in enumerate(graph.graph.nodes)}
     lines: list[tuple[Any, ...]] = []
     for node in graph.graph.nodes:
-        args = fx.node.map_arg((node.args, node.kwargs), lambda operand: f"%{index[operand]}")
+        args = map_arg((node.args, node.kwargs), lambda operand: f"%{index[operand]}")
         target = index[node] if node.op == "placeholder" else str(node.target)
         lines.append((node.op, target, repr(args)))
     return lines
@@ -200,11 +219,9 @@ def _value(node: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _same(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Equal for every batch, decided without adding a condition to the trace."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    return str(a) == str(b)
+def _same_shape(a: Tensor, b: Tensor) -> bool:
+    """Equal for every batch, decided by spelling so that no condition is added to the trace."""
+    return list(map(str, a.shape)) == list(map(str, b.shape))
 
 
 def _at_least(end: Any, size: Any) -> bool:

@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from scoregraph.graph.values import CondInput, HeadRef, Latent, NetRef, TimeConvention
 from scoregraph.graph.prediction import Prediction
-from scoregraph.models.capture import TensorProgram, capture
+from scoregraph.graph.values import CondInput, HeadRef, Latent, NetRef, TimeConvention
+
+if TYPE_CHECKING:
+    from scoregraph.models.capture import TensorProgram
 
 DTYPES = {"f32": torch.float32, "i64": torch.int64, "u8": torch.uint8}
 
@@ -61,6 +64,8 @@ class Network:
 
     def capture(self) -> dict[str, TensorProgram]:
         """The tensor programs by part: ``score``, ``encoder`` (where there is one) and ``head.<name>``."""
+        from scoregraph.models.capture import capture  # the tracer takes a second to import
+
         name = self.ref.name
         parts = {"score": capture(self.score, self.score_example(), name=f"{name}.score")}
         if self.encoder is not None:
@@ -82,7 +87,7 @@ def network(
     encoder: nn.Module | None = None,
     heads: Mapping[str, nn.Module] | None = None,
 ) -> Network:
-    """A ``Network`` whose reference is filled in: the fingerprint from the weights, head shapes by running the heads."""
+    """A ``Network`` with its reference: the fingerprint from the weights, head shapes by running the heads."""
     heads = dict(heads or {})
     modules = [module.eval() for module in (score, encoder, *heads.values()) if module is not None]
     refs: list[HeadRef] = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from scoregraph.errors import UnknownName, here
+from scoregraph.errors import UnknownName, UnknownNetwork, here
 
 if TYPE_CHECKING:
+    from scoregraph.graph.values import NetRef
     from scoregraph.models.network import Network
 
 _BUILT_IN = {
@@ -20,6 +21,15 @@ _BUILT_IN = {
 def names() -> tuple[str, ...]:
     """The names that ``load`` knows, sorted."""
     return tuple(sorted(_BUILT_IN))
+
+
+def find(ref: NetRef) -> Network:
+    """The network that a graph read from a file names; raises ``UnknownNetwork`` when its weights are not here."""
+    if ref.name in _BUILT_IN:
+        network = load(ref.name)
+        if network.ref == ref:
+            return network
+    raise UnknownNetwork(name=ref.name, fingerprint=ref.fingerprint, where=here())
 
 
 def load(name: str) -> Network:

@@ -7,8 +7,8 @@ compared on it, and nothing else.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scoregraph.graph.prediction import Eps, Prediction
 from scoregraph.graph.values import CondInput, Latent, Space, TimeConvention
@@ -33,7 +33,7 @@ class ToyScore(nn.Module):
     def forward(self, x: Tensor, t: Tensor, tilt: Tensor) -> Tensor:
         """``x`` [n, 16], ``t`` [n], ``tilt`` [n, 4] to [n, 16]."""
         hidden = self.enter(x) + self.tilt(tilt) + (self.time_scale * t)[:, None] * self.time
-        return self.leave(F.silu(hidden))
+        return self.leave(functional.silu(hidden))
 
 
 def load(

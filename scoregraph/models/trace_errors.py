@@ -38,13 +38,13 @@ class Guard:
 
 
 def batch_guards(shape_env: Any, symbols: Iterable[Any]) -> tuple[Guard, ...]:
-    """The conditions on the batch in a trace's shape environment, without those that just equate the inputs' batches."""
+    """The conditions on the batch that a trace met, without those that only equate the inputs' batches."""
     batch = set(symbols)
     guards: list[Guard] = []
     for guard in shape_env.guards:
         expression = guard.expr
         names = expression.free_symbols
-        if not names or not names <= batch or expression.func.__name__ == "Eq" and len(names) == 2:
+        if not names or not names <= batch or (expression.func.__name__ == "Eq" and len(names) == 2):
             continue
         text = str(expression)
         for name in names:
