@@ -521,6 +521,16 @@ class BadTable(ScoregraphError):
 # --- SG3xx: models: capture, weights -----------------------------------------------------------
 
 
+class UnknownNetwork(ScoregraphError):
+    """A graph names its networks by name and by the fingerprint of their weights; it holds no weights itself. A graph
+    that was read from text or JSON finds built-in networks by itself; your own are handed to ``compile``."""
+
+    code = "SG310"
+    title = "network not at hand"
+    message = "the weights of {name!r} with fingerprint {fingerprint} are not known here"
+    cure = "pass them: sg.compile(graph, networks={{net.ref.fingerprint: net}})"
+
+
 class MissingPackage(ScoregraphError):
     """A built-in network takes its weights from a package that is not installed. The error names the one command
     that brings it. The terrain weights are taken without that package's dependencies, because it asks for
@@ -770,4 +780,52 @@ class Cancelled(ScoregraphError):
     cure = "run it again; the same seed gives the same samples"
 
 
+class IndexOutOfRange(ScoregraphError):
+    """A value that selects a row of a table (a class label, a token) is not one of its rows. Found while running, since
+    only then is the value known; the message names the layer that looked it up."""
+
+    code = "SG605"
+    title = "index out of range"
+    message = "{site} looks up row {index} of a table with {rows} rows"
+    cure = "give indices from 0 to one less than the number of rows"
+
+
 # --- SG7xx: the command line -------------------------------------------------------------------
+
+
+class NoGraphThere(ScoregraphError):
+    """The command line takes a graph from the gallery by name, from a Python file that assigns it to ``graph``, or
+    from its text (.txt) or JSON (.json) form."""
+
+    code = "SG701"
+    title = "no graph there"
+    message = "{path}: {problem}"
+    cure = "give a name such as terrain, or a .py file that assigns a GraphBuilder to 'graph', or a .txt or .json form"
+
+
+class BadSetting(ScoregraphError):
+    """``--set`` gives an input its value: ``--set difficulty=60``, one value per sample as ``--set difficulty=[10,90]``,
+    or an array from a file as ``--set x=@start.npy``."""
+
+    code = "SG702"
+    title = "unreadable setting"
+    message = "--set {text!r} is not NAME=NUMBER, NAME=[NUMBER, …] or NAME=@FILE.npy"
+    cure = "for example --set difficulty=60"
+
+
+class WrongFormat(ScoregraphError):
+    """The ending of an output file says what is written: .png a picture, .npy one array, .npz all of them."""
+
+    code = "SG703"
+    title = "unknown file format"
+    message = "{path} cannot be written"
+    cure = "end the name in {known}"
+
+
+class MissingExtra(ScoregraphError):
+    """An optional package is needed for what was asked."""
+
+    code = "SG704"
+    title = "missing package"
+    message = "{package} is not installed"
+    cure = "pip install 'scoregraph[{extra}]'"

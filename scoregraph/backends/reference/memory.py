@@ -1,0 +1,110 @@
+"""Where the values of a plan live while the reference runs it.
+
+By default every buffer has storage of its own, filled with NaN, so a value that is read before it is written shows.
+With ``planned=True`` buffers lie in the two arenas at the offsets the plan gives them, so that what the memory planner
+decided can be checked against what it replaced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoregraph.backends.protocol import Constants
+from scoregraph.plan.dims import at, parse_dim, per_unit
+from scoregraph.plan.schema import Buffer, Constant, Plan
+
+NUMPY = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8"), "u8": np.dtype("u1")}
+FIXED = {"i64": torch.int64, "u8": torch.uint8}
+
+
+def unpack(constant: Constant, data: Constants) -> np.ndarray:
+    """A constant in its logical shape, whatever its layout. Padding is dropped."""
+    shape = constant.shape
+    if constant.layout == "n16":
+        n, k = shape
+        stored = (math.ceil(n / 16), k, 16)
+    elif constant.layout == "oc8":
+        o, i, kh, kw = shape
+        stored = (math.ceil(o / 8), i, kh, kw, 8)
+    else:
+        stored = shape
+    flat = np.frombuffer(data, NUMPY[constant.dtype], count=math.prod(stored), offset=constant.offset)
+    packed = flat.reshape(stored)
+    if constant.layout == "plain":
+        return packed
+    # The panel's own axis stands last; it belongs right after the panel's number.
+    return np.moveaxis(packed, -1, 1).reshape(-1, *shape[1:])[: shape[0]]
+
+
+def load_constants(plan: Plan, data: Constants, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All constants by reference (``c0`` …); float32 ones in ``dtype``."""
+    loaded: dict[str, Tensor] = {}
+    for constant in plan.constants:
+        tensor = torch.from_numpy(unpack(constant, data).copy())
+        loaded[f"c{constant.id}"] = tensor.to(dtype) if constant.dtype == "f32" else tensor
+    return loaded
+
+
+def place_buffers(plan: Plan, batch: int, dtype: torch.dtype, *, planned: bool) -> dict[str, Tensor]:
+    """All buffers by reference (``b0`` …) for a run of ``batch`` samples; views share their base's storage."""
+    make = _arenas(plan, batch, dtype) if planned else _separate(batch, dtype)
+    by_id = {buffer.id: buffer for buffer in plan.buffers}
+    placed: dict[str, Tensor] = {}
+
+    def place(buffer: Buffer) -> Tensor:
+        ref = f"b{buffer.id}"
+        if ref not in placed:
+            if buffer.view is None:
+                placed[ref] = make(buffer)
+            else:
+                base = place(by_id[buffer.view.base])
+                offset = base.storage_offset() + buffer.view.offset
+                placed[ref] = base.as_strided(_shape(buffer, batch), buffer.view.strides, offset)
+        return placed[ref]
+
+    for buffer in plan.buffers:
+        place(buffer)
+    return placed
+
+
+def _shape(buffer: Buffer, batch: int) -> tuple[int, ...]:
+    return at((parse_dim(dim) for dim in buffer.shape), batch)
+
+
+def _separate(batch: int, dtype: torch.dtype) -> Callable[[Buffer], Tensor]:
+    def make(buffer: Buffer) -> Tensor:
+        if buffer.dtype == "f32":
+            return torch.full(_shape(buffer, batch), math.nan, dtype=dtype)
+        return torch.zeros(_shape(buffer, batch), dtype=FIXED[buffer.dtype])
+
+    return make
+
+
+def _arenas(plan: Plan, batch: int, dtype: torch.dtype) -> Callable[[Buffer], Tensor]:
+    # In float64 everything is twice as large, so all offsets double.
+    factor = 2 if dtype == torch.float64 else 1
+    sizes = {"batch": 0, "fixed": 0}
+    for buffer in plan.buffers:
+        if buffer.slot is not None:
+            elements = per_unit(parse_dim(dim) for dim in buffer.shape)
+            end = buffer.slot.offset + elements * NUMPY[buffer.dtype].itemsize
+            sizes[buffer.slot.space] = max(sizes[buffer.slot.space], end)
+    units: Mapping[str, int] = {"batch": batch, "fixed": 1}
+    arenas = {
+        space: torch.full((size * units[space] * factor,), 255, dtype=torch.uint8) for space, size in sizes.items()
+    }
+
+    def make(buffer: Buffer) -> Tensor:
+        assert buffer.slot is not None, f"buffer b{buffer.id} has no place; plan its memory first"
+        kind = dtype if buffer.dtype == "f32" else FIXED[buffer.dtype]
+        shape = _shape(buffer, batch)
+        start = buffer.slot.offset * units[buffer.slot.space] * factor
+        nbytes = math.prod(shape) * kind.itemsize
+        return arenas[buffer.slot.space][start : start + nbytes].view(kind).view(shape)
+
+    return make
