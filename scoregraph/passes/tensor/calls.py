@@ -24,11 +24,21 @@ def is_call(node: object, *targets: Callable[..., Any]) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
+def target_of(node: Node) -> Callable[..., Any]:
+    """The function that a call node calls."""
+    assert callable(node.target)
+    return node.target
+
+
+def kind(node: Node) -> str:
+    """The name of a fused call's operation."""
+    return target_of(node).__name__
+
+
 def arguments(node: Node) -> dict[str, Any]:
     """The arguments of an ATen call by the names of its schema, defaults included."""
-    target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
-    named = {argument.name: argument.default_value for argument in target._schema.arguments}
+    target: Any = node.target  # an OpOverload, which torch does not export
+    named: dict[str, Any] = {argument.name: argument.default_value for argument in target._schema.arguments}
     named.update(zip(named, node.args, strict=False))
     named.update(node.kwargs)
     return named
@@ -44,7 +54,7 @@ def call(graph: Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 def updated(graph: Graph, node: Node, **changes: Any) -> Node:
     """Add a call like the fused call ``node`` with other keyword arguments. The value keeps its shape and dtype."""
-    made = graph.call_function(node.target, node.args, {**node.kwargs, **changes})  # type: ignore[arg-type]
+    made = graph.call_function(target_of(node), node.args, {**node.kwargs, **changes})
     made.meta.update(node.meta)
     return made
 

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 from typing_extensions import override
 
 from scoregraph.passes.base import Miss
-from scoregraph.passes.tensor.calls import value_of
+from scoregraph.passes.tensor.calls import shape_of, target_of, value_of
 from scoregraph.passes.tensor.normalize_expressions import attribute
 from scoregraph.passes.tensor.rewrite import Match, TensorPass
 
@@ -36,7 +36,7 @@ class FoldConstants(TensorPass):
         assert isinstance(source, Node)
         if any(each.op != "get_attr" for each in source.all_input_nodes):
             return None
-        if not all(isinstance(size, int) for size in value.shape):
+        if not all(isinstance(size, int) for size in shape_of(node)):
             return None
         given = sum(attribute(_module(each), str(each.target)).numel() for each in source.all_input_nodes)
         if value.numel() > given + self.growth:
@@ -59,7 +59,7 @@ def _evaluated(node: Node) -> Any:
     if node.op == "get_attr":
         return attribute(_module(node), str(node.target))
     args, kwargs = map_arg((node.args, node.kwargs), _evaluated)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return target_of(node)(*args, **kwargs)
 
 
 def _folded(graph: Graph, node: Node) -> Node:

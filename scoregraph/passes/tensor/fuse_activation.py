@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from scoregraph.passes.base import Miss
 from scoregraph.passes.tensor import fused
-from scoregraph.passes.tensor.calls import expression, is_call, shared, updated
+from scoregraph.passes.tensor.calls import expression, is_call, kind, shared, updated
 from scoregraph.passes.tensor.rewrite import Match, TensorPass
 
 
@@ -32,11 +32,10 @@ class FuseActivation(TensorPass):
             return None
         if act not in fused.ACTIVATIONS:
             return Miss(f"activation {act} not supported")
-        kind = source.target.__name__  # type: ignore[union-attr]
         if reason := shared(source):
-            return Miss(f"{kind} is {reason}")
+            return Miss(f"{kind(source)} is {reason}")
         if source.kwargs["act"] != "none":
-            return Miss(f"{kind} has activation {source.kwargs['act']} already")
+            return Miss(f"{kind(source)} has activation {source.kwargs['act']} already")
         if any(source.kwargs.get(role) is not None for role in ("residual", "gate")):
-            return Miss(f"{kind} adds its residual or gate after its activation")
-        return Match(f"{kind}+{act}", lambda graph: updated(graph, source, act=act))
+            return Miss(f"{kind(source)} adds its residual or gate after its activation")
+        return Match(f"{kind(source)}+{act}", lambda graph: updated(graph, source, act=act))

@@ -11,7 +11,7 @@ from typing_extensions import override
 from scoregraph.passes.base import Miss
 from scoregraph.passes.tensor import fused
 from scoregraph.passes.tensor.broadcast import per_channel, per_row
-from scoregraph.passes.tensor.calls import is_call, orders, shape_of, shared, shown, updated
+from scoregraph.passes.tensor.calls import is_call, kind, orders, shape_of, shared, shown, updated
 from scoregraph.passes.tensor.rewrite import Match, TensorPass
 
 
@@ -35,11 +35,10 @@ class FuseModulation(TensorPass):
         return None
 
     def _modulated(self, norm: Node, factor: Node, scaled: Node, shift: object) -> Match | Miss:
-        kind = norm.target.__name__  # type: ignore[union-attr]
         if reason := shared(norm) or shared(scaled):
-            return Miss(f"{kind} or its scaled value is {reason}")
+            return Miss(f"{kind(norm)} or its scaled value is {reason}")
         if norm.kwargs["scale"] is not None or norm.kwargs["act"] != "none":
-            return Miss(f"{kind} has a modulation or an activation already")
+            return Miss(f"{kind(norm)} has a modulation or an activation already")
         scale = next((s for one, s in orders(factor, "add") if one == 1.0 and isinstance(s, Node)), None)
         if scale is None:
             return Miss("the factor is not 1 + scale")
@@ -53,4 +52,4 @@ class FuseModulation(TensorPass):
         def build(graph: Graph) -> Node:
             return updated(graph, norm, scale=scale_of(graph), shift=shift_of(graph))
 
-        return Match(f"{kind}+modulate", build)
+        return Match(f"{kind(norm)}+modulate", build)

@@ -68,7 +68,8 @@ def merged(graph: Graph, outer: Node, inner: Node) -> Node:
         places = [known[operand] for operand in given]
         instructions: Any = source.args[0]
         for op, *args in instructions:
-            program.append((op, *(args if op == "const" else (places[arg] for arg in args))))
+            moved: list[Any] = args if op == "const" else [places[place] for place in args]
+            program.append((op, *moved))
             places.append(len(operands) + len(program) - 1)
         return places[-1]
 

@@ -14,6 +14,7 @@ from scoregraph.passes.tensor.calls import (
     aten,
     call,
     is_call,
+    kind,
     operands_of,
     same_value_type,
     shape_of,
@@ -65,15 +66,14 @@ def _added(node: Node, term: Node, residual: Node) -> Match | str:
     """The rewrite that adds ``residual`` inside the product of ``term``, or why it does not apply."""
     product = _product(term)
     assert product is not None
-    kind = product.target.__name__  # type: ignore[union-attr]
     if term is residual:
-        return f"{kind} is added to itself"
+        return f"{kind(product)} is added to itself"
     if not (same_value_type(node, term) and same_value_type(node, residual)):
         return f"broadcast shape {shown(shape_of(residual))}"
     if reason := shared(term) or shared(product):
-        return f"{kind} is {reason}"
+        return f"{kind(product)} is {reason}"
     if product.kwargs["residual"] is not None:
-        return f"{kind} has a residual already"
+        return f"{kind(product)} has a residual already"
 
     def build(graph: Graph) -> Node:
         if term is product:
@@ -81,4 +81,4 @@ def _added(node: Node, term: Node, residual: Node) -> Match | str:
         made = updated(graph, product, residual=call(graph, aten.unsqueeze.default, residual, 2))
         return call(graph, aten.select.int, made, 2, 0)
 
-    return Match(f"{kind}+residual", build)
+    return Match(f"{kind(product)}+residual", build)

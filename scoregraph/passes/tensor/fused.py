@@ -9,6 +9,9 @@ which is how every rewrite is checked.
 Shapes: n is the batch, M the product of the leading dims of ``linear``'s x.
 """
 
+# torch's broadcast_shapes is not annotated.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import functools

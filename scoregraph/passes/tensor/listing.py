@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -41,18 +42,18 @@ def _arguments(node: Node) -> str:
     return ", ".join([*map(_shown, node.args), *named])
 
 
-def _shown(value: object) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, Node):
         return f"@{value.target}" if value.op == "get_attr" else f"%{value.name}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_shown, value)) + "]"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_shown(each) for each in cast(Sequence[Any], value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _type(node: Node) -> str:
-    value = node.meta.get("val")
+    value: Any = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         return f"{_DTYPES.get(value.dtype, str(value.dtype))}{shown(value.shape)}"
-    if isinstance(value, (list, tuple)):
-        return f"{len(value)} tensors"
+    if isinstance(value, Sequence):
+        return f"{len(cast(Sequence[Any], value))} tensors"
     return shown([value])[1:-1] if value is not None else "?"

@@ -37,9 +37,9 @@ def _equal_calls(node: Node) -> Iterator[Node]:
     # An operand with the fewest users is the shortest list to look through.
     operand = min(node.all_input_nodes, key=lambda each: len(each.users))
     for other in operand.users:
-        if other is not node and other.op == "call_function" and other.target == node.target:  # noqa: SIM102
-            if other.args == node.args and other.kwargs == node.kwargs:
-                yield other
+        alike = other is not node and other.op == "call_function" and other.target == node.target
+        if alike and other.args == node.args and other.kwargs == node.kwargs:
+            yield other
 
 
 def _equal_constants(node: Node) -> Iterator[Node]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from scoregraph.passes.base import Miss
 from scoregraph.passes.tensor import fused
-from scoregraph.passes.tensor.calls import Operand, arguments, aten, call, pointwise, value_of
+from scoregraph.passes.tensor.calls import Operand, arguments, aten, call, pointwise, target_of, value_of
 from scoregraph.passes.tensor.rewrite import Match, TensorPass
 
 _UNARY: dict[Callable[..., Any], str] = {
@@ -123,7 +123,7 @@ def _sum(graph: Graph, node: Node) -> Node:
     alpha = float(named["alpha"])
     if alpha != 1:
         b = pointwise(graph, "mul", b, alpha) if isinstance(b, Node) else b * alpha
-    op = _SUMS[node.target]  # type: ignore[index]
+    op = _SUMS[target_of(node)]
     return pointwise(graph, "sub", b, a) if op == "rsub" else pointwise(graph, op, a, b)
 
 
@@ -140,7 +140,8 @@ def _clamp(graph: Graph, node: Node) -> Node:
 
 
 def _power(graph: Graph, node: Node) -> Node:
-    base, exponent = _operand(node.args[0]), float(node.args[1])  # type: ignore[arg-type]
+    named = arguments(node)
+    base, exponent = _operand(named["self"]), float(named["exponent"])
     if exponent in _POWERS:
         return pointwise(graph, _POWERS[exponent], base)
     return pointwise(graph, "pow", base, exponent)

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from scoregraph.passes.base import Miss
 from scoregraph.passes.tensor import fused
-from scoregraph.passes.tensor.calls import arguments, aten, call, is_call, shape_of, value_of
+from scoregraph.passes.tensor.calls import arguments, aten, call, is_call, shape_of, target_of, value_of
 from scoregraph.passes.tensor.rewrite import Match, TensorPass
 from scoregraph.passes.tensor.simplify_identities import permutation
 
@@ -36,7 +36,7 @@ class NormalizeOperators(TensorPass):
             return None
         if node.target is operator.getitem:
             return _first_result(node)
-        rule = _RULES.get(node.target)  # type: ignore[arg-type]
+        rule = _RULES.get(target_of(node))
         return None if rule is None else rule(node)
 
 

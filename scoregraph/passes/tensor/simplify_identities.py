@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch.fx import Graph, Node
 from typing_extensions import override
 
 from scoregraph.passes.base import Miss
-from scoregraph.passes.tensor.calls import arguments, aten, call, is_call, same_value_type, shape_of, value_of
+from scoregraph.passes.tensor.calls import (
+    arguments,
+    aten,
+    call,
+    is_call,
+    same_value_type,
+    shape_of,
+    target_of,
+    value_of,
+)
 from scoregraph.passes.tensor.rewrite import Match, TensorPass
 
 _ALIASES = (
@@ -83,7 +90,8 @@ class SimplifyIdentities(TensorPass):
         if is_call(node, *_CASTS, *_WINDOWS):
             # An expand or a slice of equal shape has kept everything; so has a cast to the same dtype.
             return True
-        return node.target in _NEUTRAL and _is_filled_with(node.args[1], _NEUTRAL[node.target])
+        neutral = _NEUTRAL.get(target_of(node))
+        return neutral is not None and _is_filled_with(node.args[1], neutral)
 
     def _reshape(self, node: Node, source: Node) -> Match | None:
         if is_call(source, *_RESHAPES):
@@ -109,8 +117,11 @@ class SimplifyIdentities(TensorPass):
         if axis != whole["dim"] % rank or window["step"] != 1:
             return None
         start = 0
-        for part in whole["tensors"]:
+        parts: list[Node] = whole["tensors"]
+        for part in parts:
             size = shape_of(part)[axis]
+            if not isinstance(size, int):
+                return None
             if start == (window["start"] or 0) and same_value_type(node, part):
                 return Match("part of cat", lambda graph, part=part: part)
             start += size
@@ -137,9 +148,11 @@ def permutation(node: Node) -> list[int] | None:
     if is_call(node, aten.permute.default):
         dims: Any = node.args[1]
         return [axis % rank for axis in dims]
-    a, b = (0, rank - 1) if is_call(node, aten.t.default) else (node.args[1], node.args[2])
     order = list(range(rank))
-    order[operator.index(a)], order[operator.index(b)] = order[b], order[a]  # type: ignore[arg-type, index]
+    named = arguments(node)
+    a: int = named.get("dim0", 0)
+    b: int = named.get("dim1", rank - 1)
+    order[a], order[b] = order[b], order[a]
     return order
 
 
@@ -147,6 +160,6 @@ def _is_filled_with(operand: object, number: float) -> bool:
     """Whether ``operand`` is ``number``, or a tensor made full of it."""
     if isinstance(operand, Node):
         if is_call(operand, aten.full.default):
-            return operand.args[1] == number
-        return operand.op == "call_function" and _FILLED.get(operand.target) == number  # type: ignore[arg-type]
-    return not isinstance(operand, torch.SymInt) and operand == number
+            return bool(operand.args[1] == number)
+        return operand.op == "call_function" and _FILLED.get(target_of(operand)) == number
+    return isinstance(operand, (int, float)) and operand == number
