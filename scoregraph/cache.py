@@ -1,7 +1,7 @@
 """Compiled plans kept on disk under readable, content-addressed names, and the reason whenever one is not found.
 
-A key has parts (graph, device, quantization, compiler, format); its name is ``<graph name>-<device>-<digest of the parts>``.
-Beside each plan lies ``key.json`` with the parts in clear, so that a miss can say which part differs from the nearest
+A key has parts (graph, device, quantization, compiler, format); its name is
+``<graph name>-<device>-<digest of the parts>``. Beside each plan lies ``key.json`` with the parts in clear, so that a miss can say which part differs from the nearest
 plan that is there. Plans are written to a temporary folder and renamed: a reader never sees half of one.
 """
 

@@ -525,7 +525,7 @@ class UnknownNetwork(ScoregraphError):
     """A graph names its networks by name and by the fingerprint of their weights; it holds no weights itself. A graph
     that was read from text or JSON finds built-in networks by itself; your own are handed to ``compile``."""
 
-    code = "SG310"
+    code = "SG320"
     title = "network not at hand"
     message = "the weights of {name!r} with fingerprint {fingerprint} are not known here"
     cure = "pass them: sg.compile(graph, networks={{net.ref.fingerprint: net}})"

@@ -1,4 +1,4 @@
-"""A compiled plan as its user holds it: run it, save it, load it, look at every stage. Imports neither torch nor triton."""
+"""A compiled plan as its user holds it: run it, save it, load it, look at every stage. Torch is not imported here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from scoregraph import backends
 from scoregraph.backends.protocol import Cancel, Constants, Program, Progress
-from scoregraph.errors import BadInput, BatchMismatch, MissingInput, UnknownName, here
+from scoregraph.errors import BadInput, BatchMismatch, Location, MissingInput, UnknownName, here
 from scoregraph.plan import files
 from scoregraph.plan.dims import at, has_batch, parse_dim
 from scoregraph.plan.schema import InputSpec, Plan
@@ -85,7 +85,7 @@ class CompiledPlan:
             batch: the number of samples; taken from ``seeds`` or the inputs where it is not given, else 1.
             progress: called as ``progress(done, total)`` after each step.
             cancel: a flag such as ``threading.Event``; setting it ends the run before the next step.
-            **inputs: the graph's inputs by name, each a number, one array for all samples, or one per sample ([batch, …]).
+            **inputs: the graph's inputs by name: a number, an array for all samples, or one per sample [batch, …].
 
         Returns:
             The graph's outputs by name, float32 [batch, …].
@@ -118,7 +118,7 @@ class CompiledPlan:
         """The shape of an input for ``batch`` samples."""
         return at((parse_dim(d) for d in self.plan.buffers[spec.buffer].shape), batch)
 
-    def _array(self, spec: InputSpec, inputs: Mapping[str, ArrayLike], where: object) -> np.ndarray:
+    def _array(self, spec: InputSpec, inputs: Mapping[str, ArrayLike], where: Location | str | None) -> np.ndarray:
         value = inputs.get(spec.name, spec.default)
         if value is None:
             known = ", ".join(other.name for other in self.plan.inputs)
@@ -145,7 +145,7 @@ class CompiledPlan:
         return cast
 
     def _batch(
-        self, given: Mapping[str, np.ndarray], keys: np.ndarray | None, batch: int | None, where: object
+        self, given: Mapping[str, np.ndarray], keys: np.ndarray | None, batch: int | None, where: Location | str | None
     ) -> int:
         """The number of samples, agreed by everything that states one."""
         stated: dict[str, int] = {}
@@ -163,7 +163,7 @@ class CompiledPlan:
             raise BatchMismatch(said=said, where=where)
         return sizes.pop() if sizes else 1
 
-    def _fit(self, spec: InputSpec, array: np.ndarray, batch: int, where: object) -> np.ndarray:
+    def _fit(self, spec: InputSpec, array: np.ndarray, batch: int, where: Location | str | None) -> np.ndarray:
         shape = self.shape(spec, batch)
         try:
             return np.ascontiguousarray(np.broadcast_to(array, shape))
@@ -182,5 +182,3 @@ def load(folder: str | Path, threads: int | None = None) -> CompiledPlan:
     """
     plan, constants = files.load(Path(folder))
     return CompiledPlan(plan, constants, files.load_stages(Path(folder)), threads)
-
-

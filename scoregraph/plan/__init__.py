@@ -1,0 +1,1 @@
+"""Plans as data: schema, text, files, and the draft that lowering fills."""

@@ -1,4 +1,4 @@
-"""Sizes that may grow with the batch: an ``int``, or ``Batch(k)`` for k·B. Text form ``"B"``, ``"2B"`` as in plan files."""
+"""Sizes that may grow with the batch: an ``int``, or ``Batch(k)`` for k·B, written ``"B"``, ``"2B"`` in plan files."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def plan_json(plan: Plan) -> str:
             for segment in value:
                 head = {k: v for k, v in segment.items() if k != "calls"}
                 calls = ",\n".join("   " + json.dumps(call, ensure_ascii=False) for call in segment["calls"])
-                parts.append(f"  {json.dumps(head)[:-1]}, \"calls\": [\n{calls}\n  ]}}")
+                parts.append(f'  {json.dumps(head)[:-1]}, "calls": [\n{calls}\n  ]}}')
             lines.append(f" {json.dumps(key)}: [\n" + ",\n".join(parts) + "\n ]")
         else:
             lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")

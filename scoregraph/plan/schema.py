@@ -24,7 +24,7 @@ class Data(BaseModel):
 
 
 class Slot(Data):
-    """Where a buffer lives. ``batch`` offsets are bytes per unit of batch (multiplied by B); ``fixed`` ones absolute."""
+    """Where a buffer lives: ``batch`` offsets are bytes per unit of batch (times B), ``fixed`` ones absolute."""
 
     space: Literal["batch", "fixed"]
     offset: Annotated[int, Field(ge=0)]

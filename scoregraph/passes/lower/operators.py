@@ -7,27 +7,15 @@ functions in ``scoregraph.passes.tensor.fused``; the others carry ATen's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from scoregraph.passes.lower import shape as shapes
+from scoregraph.passes.lower.rules import rule
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Drafter, Value
-
-Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of the named operators."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        return function
-
-    return register
-
 
 # --- fused operators: one kernel call each -----------------------------------------------------
 
@@ -240,14 +228,12 @@ def pool2d(
 
 
 @rule("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default")
-def upsample_nearest2d(
-    drafter: Drafter, site: str, x: Value, size: Sequence[Any] | None, *scales: Any
-) -> Value:
+def upsample_nearest2d(drafter: Drafter, site: str, x: Value, size: Sequence[Any] | None, *scales: Any) -> Value:
     height, width = x.shape[2:]
     assert isinstance(height, int)
     assert isinstance(width, int)
-    factors = scales[0] if scales and isinstance(scales[0], (list, tuple)) else None
-    out = tuple(size) if size is not None else tuple(int(n * f) for n, f in zip((height, width), factors, strict=True))
+    factors: Sequence[float] = scales[0] if scales else (1.0, 1.0)
+    out = tuple(size) if size is not None else (int(height * factors[0]), int(width * factors[1]))
     if out[0] % height or out[1] % width:
         raise ValueError(f"nearest upsampling from {height}x{width} to {out[0]}x{out[1]} is not by whole factors")
     x = drafter.dense(x, site)
@@ -291,101 +277,14 @@ KEYWORDS: dict[str, dict[str, str]] = {
 """What tells apart the operators that share a rule."""
 
 
-# --- windows and sizes -------------------------------------------------------------------------
-
-
-@rule("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
-def view(drafter: Drafter, site: str, x: Value, size: Sequence[Any]) -> Value:
-    return shapes.view(drafter, drafter.as_buffer(x) if x.is_constant else x, size, site)
-
-
-@rule("aten.flatten.using_ints")
-def flatten(drafter: Drafter, site: str, x: Value, start: int = 0, end: int = -1) -> Value:
-    start, end = start % len(x.shape), end % len(x.shape)
-    merged = shapes.product(x.shape[start : end + 1])
-    return view(drafter, site, x, (*x.shape[:start], merged, *x.shape[end + 1 :]))
-
-
-@rule("aten.unflatten.int")
-def unflatten(drafter: Drafter, site: str, x: Value, dim: int, sizes: Sequence[Any]) -> Value:
-    dim %= len(x.shape)
-    part = shapes.infer(Value(x.storage, (x.shape[dim],), (1,)), sizes)
-    return view(drafter, site, x, (*x.shape[:dim], *part, *x.shape[dim + 1 :]))
-
-
-def _window(function: Callable[..., Any]) -> Rule:
-    """A rule for a function of shape.py that needs no drafter."""
-
-    def apply(drafter: Drafter, site: str, x: Value, *args: Any, **kwargs: Any) -> Any:
-        return function(drafter.as_buffer(x), *args, **kwargs)
-
-    return apply
-
-
-RULES.update(
-    {
-        "aten.permute.default": _window(shapes.permute),
-        "aten.transpose.int": _window(shapes.transpose),
-        "aten.t.default": _window(lambda x: shapes.transpose(x, 0, 1)),
-        "aten.unsqueeze.default": _window(shapes.unsqueeze),
-        "aten.squeeze.default": _window(shapes.squeeze),
-        "aten.squeeze.dim": _window(lambda x, dim: shapes.squeeze(x, [dim])),
-        "aten.squeeze.dims": _window(shapes.squeeze),
-        "aten.expand.default": _window(lambda x, sizes, **_: shapes.expand(x, sizes)),
-        "aten.slice.Tensor": _window(shapes.slice_),
-        "aten.select.int": _window(shapes.select),
-        "aten.split.Tensor": _window(lambda x, size, dim=0: shapes.split_evenly(x, size, dim)),
-        "aten.split_with_sizes.default": _window(lambda x, sizes, dim=0: shapes.split(x, sizes, dim)),
-        "aten.chunk.default": _window(lambda x, chunks, dim=0: shapes.chunk(x, chunks, dim)),
-        "aten.unbind.int": _window(
-            lambda x, dim=0: tuple(shapes.select(x, dim, i) for i in range(x.shape[dim % len(x.shape)]))
-        ),
-        "aten.alias.default": lambda drafter, site, x: x,
-        "aten.detach.default": lambda drafter, site, x: x,
-        "aten.clone.default": lambda drafter, site, x, **_: x,
-        "aten.contiguous.default": lambda drafter, site, x, **_: x,
-        "aten.dropout.default": lambda drafter, site, x, *_: x,
-        "aten.sym_size.int": lambda drafter, site, x, dim: x.shape[dim],
-        "<built-in function getitem>": lambda drafter, site, parts, index: parts[index],
-        "<built-in function mul>": lambda drafter, site, a, b: a * b,
-        "<built-in function floordiv>": lambda drafter, site, a, b: a // b,
-    }
-)
-
-
-@rule("aten.cat.default")
-def cat(drafter: Drafter, site: str, parts: Sequence[Value], dim: int = 0) -> Value:
-    return shapes.concatenate(drafter, parts, dim, site)
-
-
-@rule("aten.stack.default")
-def stack(drafter: Drafter, site: str, parts: Sequence[Value], dim: int = 0) -> Value:
-    return shapes.concatenate(drafter, [shapes.unsqueeze(drafter.as_buffer(p), dim) for p in parts], dim, site)
-
-
-@rule("aten.einsum.default")
-def einsum(drafter: Drafter, site: str, equation: str, operands: Sequence[Value]) -> Value:
-    """Only a permutation of one operand; products are attention or matmul by the time a program is lowered."""
-    before, _, after = equation.replace(" ", "").partition("->")
-    if len(operands) != 1 or sorted(before) != sorted(after) or len(set(before)) != len(before):
-        raise ValueError(f"einsum {equation!r}")
-    return shapes.permute(drafter.as_buffer(operands[0]), [before.index(letter) for letter in after])
-
-
 @rule("aten._to_copy.default", "aten.to.dtype")
 def to(drafter: Drafter, site: str, x: Value, *args: Any, **kwargs: Any) -> Value:
     wanted = str(next((a for a in (*args, kwargs.get("dtype")) if a is not None), "torch.float32"))
     if wanted in ("torch.float32", "torch.float64") and x.dtype == "i64":
-        return pointwise(drafter, site, [["mul", 0, 1]], x, drafter.constant(_one(), "one"))
+        return pointwise(drafter, site, [["mul", 0, 1]], x, drafter.constant(np.ones((), np.float32), "one"))
     if wanted in ("torch.float32", "torch.float64") or (wanted == "torch.int64" and x.dtype == "i64"):
         return x
     raise ValueError(f"a cast from {x.dtype} to {wanted}")
-
-
-def _one() -> Any:
-    import numpy as np
-
-    return np.ones((), np.float32)
 
 
 @rule("aten.full.default", "aten.zeros.default", "aten.ones.default")

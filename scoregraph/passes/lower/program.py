@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from scoregraph.errors import UncoveredOperator
-from scoregraph.passes.lower.operators import KEYWORDS, RULES
+from scoregraph.passes.lower import operators, windows
+from scoregraph.passes.lower.rules import RULES
 from scoregraph.plan.draft import Drafter, Value
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
+
+
+REGISTERED = (operators, windows)
+"""Importing these modules fills the registry."""
 
 
 def lower_program(drafter: Drafter, module: GraphModule, inputs: Sequence[Value], name: str) -> list[Value]:
@@ -39,7 +44,7 @@ def lower_program(drafter: Drafter, module: GraphModule, inputs: Sequence[Value]
             values[node] = drafter.constant(_attribute(module, str(node.target)), f"{name}.{node.target}")
         elif node.op == "output":
             found = _resolve(node.args[0], values)
-            return [v for v in (found if isinstance(found, (list, tuple)) else [found]) if v is not None]
+            return found if isinstance(found, list) else [found]
         else:
             values[node] = _call(drafter, node, values, name)
     raise AssertionError("a graph ends in an output node")
@@ -61,7 +66,7 @@ def _call(drafter: Drafter, node: Node, values: dict[Node, Any], name: str) -> A
             operator=key, reason="it has no kernel", shape=_shape_of(node), where=source_of(node) or name
         )
     args = _resolve(node.args, values)
-    kwargs = {**_resolve(node.kwargs, values), **KEYWORDS.get(key, {})}
+    kwargs = {**_resolve(node.kwargs, values), **operators.KEYWORDS.get(key, {})}
     try:
         return rule(drafter, f"{name}/{node.name}", *args, **kwargs)
     except ValueError as error:
@@ -71,10 +76,10 @@ def _call(drafter: Drafter, node: Node, values: dict[Node, Any], name: str) -> A
 
 
 def _resolve(arg: Any, values: dict[Node, Any]) -> Any:
-    if isinstance(arg, (list, tuple)):
-        return [_resolve(a, values) for a in arg]
+    if isinstance(arg, list | tuple):
+        return [_resolve(a, values) for a in cast(Sequence[Any], arg)]
     if isinstance(arg, dict):
-        return {k: _resolve(v, values) for k, v in arg.items()}
+        return {k: _resolve(v, values) for k, v in cast(dict[str, Any], arg).items()}
     return values.get(arg, arg) if hasattr(arg, "op") else arg
 
 

@@ -1,9 +1,9 @@
 """A folded sampling graph becomes a draft plan: conditions once, then each loop over its table, then the heads.
 
-    input, condition ─▶ calls of the encoder, once; the branches of guided scores interleaved per sample
-    noise            ─▶ noise at the loop's first noise level, into register 0
-    loop             ─▶ per row of the table: step_time, the networks' calls, sampler_step (which prepares the next x_in)
-    decode           ─▶ calls of the head
+input, condition ─▶ calls of the encoder, once; the branches of guided scores interleaved per sample
+noise            ─▶ noise at the loop's first noise level, into register 0
+loop             ─▶ per row of the table: step_time, the networks' calls, sampler_step (which prepares the next x_in)
+decode           ─▶ calls of the head
 """
 
 from __future__ import annotations
@@ -60,16 +60,13 @@ class _Lowering:
 
     def run(self) -> Draft:
         self.drafter.begin("prologue")
-        emitted = [(emit.name, emit.value) for emit in self.graph.emits if isinstance(emit, n.Emit)]
-        for name, node in (*self.graph.outputs, *emitted):
+        for name, node in self.graph.outputs:
             value = self.drafter.dense(self.value(node), name)
             self.drafter.outputs.append(OutputSpec(name=name, buffer=int(self.drafter.ref(value)[1:])))
         return self.drafter.build()
 
     def refuse(self, node: n.Node, reason: str, cure: str) -> UncoveredNode:
-        return UncoveredNode(
-            node=node.op, device=self.device, reason=reason, help=cure, where=self.graph.place(node)
-        )
+        return UncoveredNode(node=node.op, device=self.device, reason=reason, help=cure, where=self.graph.place(node))
 
     # --- values that stand outside of loops ----------------------------------------------------
 
@@ -170,11 +167,15 @@ class _Lowering:
             raise self.refuse(loop, what, "carry one state and emit after the loop")
         step = loop.results[0]
         if not isinstance(step, n.SamplerStep) or step.table is None or not isinstance(step.state, n.LoopVar):
-            raise self.refuse(step, "the loop does not end in one continuous sampler step", "use step.advance(sampler, …)")
+            raise self.refuse(
+                step, "the loop does not end in one continuous sampler step", "use step.advance(sampler, …)"
+            )
         scores: list[n.Score] = []
         for pred in step.preds:
             if not isinstance(pred, n.Score) or not isinstance(pred.x, n.LoopVar):
-                raise self.refuse(pred, "it cannot be folded into the sampler step", "combine plain scores of the state")
+                raise self.refuse(
+                    pred, "it cannot be folded into the sampler step", "combine plain scores of the state"
+                )
             scores.append(pred)
 
         table = step.table

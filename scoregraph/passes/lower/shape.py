@@ -95,7 +95,7 @@ def narrow(x: Value, dim: int, start: int, length: int, step: int = 1) -> Value:
     return Value(x.storage, shape, strides, x.offset + start * x.strides[dim], x.dtype)
 
 
-def slice_(x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
+def slice_(x: Value, dim: int = 0, start: int | None = None, end: int | Batch | None = None, step: int = 1) -> Value:
     """Python's slice of one dimension; of a batch dimension only the whole."""
     size = x.shape[dim % len(x.shape)]
     if isinstance(size, Batch):

@@ -1,7 +1,7 @@
 """Move what does not change from step to step in front of the loop: encoders, label embeddings, their projections.
 
-    loop: e = silu(linear(label))   ──▶   e = silu(linear(label))
-          y = net(x, e)                   loop: y = net(x, e)
+loop: e = silu(linear(label))   ──▶   e = silu(linear(label))
+      y = net(x, e)                   loop: y = net(x, e)
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ class HoistInvariants:
             else:
                 segments.append(Segment(name=f"before-{segment.name}", calls=tuple(invariant)))
             segments.append(segment.model_copy(update={"calls": tuple(varying)}))
-        return PassResult(
-            Draft(plan.model_copy(update={"segments": tuple(segments)}), module.arrays), rewrites=moved
-        )
+        return PassResult(Draft(plan.model_copy(update={"segments": tuple(segments)}), module.arrays), rewrites=moved)
 
 
 def _split(plan: Plan, segment: Segment) -> tuple[list[Call], list[Call]]:

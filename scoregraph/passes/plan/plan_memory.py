@@ -37,9 +37,7 @@ class PlanMemory:
         counters: dict[str, int] = {}
         for space in ("batch", "fixed"):
             members = [
-                (nbytes(b), b.id)
-                for b in plan.buffers
-                if b.view is None and b.id in live and _space(b) == space
+                (nbytes(b), b.id) for b in plan.buffers if b.view is None and b.id in live and _space(b) == space
             ]
             placed: list[tuple[int, int, Interval]] = []
             for size, number in sorted(members, key=lambda m: (-m[0], live[m[1]].first, m[1])):

@@ -1,6 +1,6 @@
 """Guided branches of one network become one call with a larger batch.
 
-    a = score net x t [c];  b = score net x t [u];  fuse cfg a b   ──▶   ab = score net x t [c, u];  fuse cfg ab
+a = score net x t [c];  b = score net x t [u];  fuse cfg a b   ──▶   ab = score net x t [c, u];  fuse cfg ab
 """
 
 from __future__ import annotations

@@ -26,8 +26,7 @@ class FoldGuidance:
     name: ClassVar[str] = "fold-guidance"
 
     def run(self, module: Graph, fuel: Fuel | None = None) -> PassResult[Graph]:
-        """Misses: gradients, a scale that is not known when compiling."""
-        fuel = fuel or Fuel()
+        """Misses: gradients, a scale that is not known when compiling. Costs no fuel: lowering reads folded tables."""
         misses: list[Miss] = []
 
         def rule(node: n.Node) -> n.Node | None:
@@ -40,7 +39,7 @@ class FoldGuidance:
             if reason:
                 misses.append(Miss(reason, str(fusion.guidance)))
                 return None
-            return _fold(node, fusion) if fuel.spend() else None
+            return _fold(node, fusion)
 
         graph, count = rewrite(module, rule)
         return PassResult(graph, count, misses=tuple(misses))
@@ -59,14 +58,7 @@ def _refusal(fusion: n.FusedScore) -> str | None:
 def _fold(step: n.SamplerStep, fusion: n.FusedScore) -> n.SamplerStep:
     assert isinstance(fusion.guidance, Guidance)
     assert step.table is not None
-    table = step.table
-    steps = table.steps
-    weights = [
-        fusion.guidance.weights(i, max(steps) + 1, alpha, sigma)
-        for i, alpha, sigma in zip(steps, table.values("alpha"), table.values("sigma"), strict=True)
-    ]
+    weights = fusion.guidance.table_weights(step.table)
     branches = sum(p.type.branches for p in fusion.preds if isinstance(p.type, (v.Pred, v.Logits)))
     assert all(len(row) == branches for row in weights), "the graph's typing rules agree on the branches"
-    return n.SamplerStep(
-        step.rule, step.state, fusion.preds, step.time, step.site, table.fold_guidance(weights)
-    )
+    return n.SamplerStep(step.rule, step.state, fusion.preds, step.time, step.site, step.table.fold_guidance(weights))

@@ -1,0 +1,361 @@
+"""The command line: generate, compile, run, show, explain, doctor, cache.
+
+Exit status 0: done; 1: a mistake in what was asked, told in three lines; 2: the command itself was misspelt.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from scoregraph import cache, errors, runtime
+from scoregraph.errors import BadSetting, NoGraphThere, ScoregraphError, UnknownName, WrongFormat
+
+app = typer.Typer(
+    name="scoregraph",
+    help="A compiler for sampling graphs: diffusion, flow and masked-diffusion programs become one plan per device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+cache_app = typer.Typer(help="Plans that were compiled before and are kept on disk.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+out = Console()
+err = Console(stderr=True)
+
+Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="An input of the graph; repeatable.")]
+Device = Annotated[str, typer.Option(help="cpu, reference or triton.")]
+Quant = Annotated[str, typer.Option(help="Quantization recipe; none is float32.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a CPU plan; all cores unless given.")]
+Seed = Annotated[int, typer.Option(help="Sample i draws its noise from seed + i.")]
+Batch = Annotated[int, typer.Option(min=1, help="How many samples.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Compile anew, and keep nothing.")]
+
+
+def main() -> None:
+    """Entry point: user errors end in exit status 1 without a traceback."""
+    try:
+        app()
+    except ScoregraphError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(130)
+
+
+def _fail(error: ScoregraphError) -> NoReturn:
+    if "--json" in sys.argv:
+        body = {"error": {"code": error.code, "title": error.title, "text": str(error)}}
+        print(json.dumps(body))
+    else:
+        err.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+# --- generate, compile, run --------------------------------------------------------------------
+
+
+@app.command()
+def generate(
+    name: Annotated[str, typer.Argument(help="A graph of the gallery (terrain, toy) or a file with one.")],
+    set_: Set = [],  # noqa: B006  typer copies defaults
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampling loop.")] = None,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is off.")] = 1.0,
+    seed: Seed = 0,
+    batch: Batch = 4,
+    device: Device = "cpu",
+    quant: Quant = "none",
+    threads: Threads = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Picture (.png) or arrays (.npy, .npz).")] = None,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build, compile and run a graph, and write its samples: a picture where there is one to see, and the raw array."""
+    from scoregraph import gallery
+
+    started = time.perf_counter()
+    exhibit = gallery.GALLERY.get(name)
+    if exhibit is None and not Path(name).exists():
+        gallery.find(name)  # raises, with a suggestion
+    if exhibit is not None:
+        target: Any = exhibit.build(steps or exhibit.steps, guidance)
+        defaults: dict[str, Any] = dict(exhibit.defaults)
+    else:
+        target, defaults = _graph(name), {}
+    plan = _compile(target, device=device, quant=quant, threads=threads, use_cache=not no_cache, quiet=as_json)
+    compiled = time.perf_counter()
+    results = _run(plan, {**defaults, **_settings(set_)}, seed=seed, batch=batch, quiet=as_json)
+    finished = time.perf_counter()
+    written = _write(results, out_file, Path("out") / f"{plan.plan.name}-seed{seed}")
+    _report(
+        as_json,
+        files=[str(path) for path in written],
+        compile_s=round(compiled - started, 3),
+        run_s=round(finished - compiled, 3),
+        samples=batch,
+    )
+
+
+@app.command("compile")
+def compile_(
+    graph: Annotated[str, typer.Argument(help="A graph of the gallery, or a .py, .json or .txt file with one.")],
+    folder: Annotated[Path, typer.Option("-o", "--output", help="Where the plan goes (a folder).")],
+    device: Device = "cpu",
+    quant: Quant = "none",
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a graph into a plan folder that runs anywhere without torch."""
+    started = time.perf_counter()
+    target = _graph(graph)
+    plan = _compile(target, device=device, quant=quant, threads=None, use_cache=not no_cache, quiet=as_json)
+    plan.save(folder)
+    _report(as_json, files=[str(folder)], compile_s=round(time.perf_counter() - started, 3), plan=repr(plan))
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(help="A plan folder, as 'compile' writes it.")],
+    set_: Set = [],  # noqa: B006  typer copies defaults
+    seed: Seed = 0,
+    batch: Batch = 1,
+    threads: Threads = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Arrays (.npy, .npz) or a picture (.png).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a saved plan. Torch is not needed, nothing in the folder is trusted or executed."""
+    started = time.perf_counter()
+    plan = runtime.load(folder, threads)
+    loaded = time.perf_counter()
+    results = _run(plan, _settings(set_), seed=seed, batch=batch, quiet=as_json)
+    finished = time.perf_counter()
+    written = _write(results, out_file, Path("out") / f"{plan.plan.name}-seed{seed}")
+    _report(
+        as_json,
+        files=[str(path) for path in written],
+        load_ms=round((loaded - started) * 1e3, 1),
+        run_s=round(finished - loaded, 3),
+        samples=batch,
+    )
+
+
+# --- show, explain, doctor, cache --------------------------------------------------------------
+
+
+@app.command()
+def show(
+    graph: Annotated[str, typer.Argument(help="A graph of the gallery, a file with one, or a plan folder.")],
+    stage: Annotated[str | None, typer.Option(help="A stage of compilation; 'list' names them all.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="text, mermaid, dot or json.")] = "text",
+    device: Device = "cpu",
+) -> None:
+    """Print a graph, or what it has become after a stage of its compilation."""
+    if (Path(graph) / "plan.json").is_file():
+        plan: runtime.CompiledPlan | None = runtime.load(graph)
+        text = plan.plan.graph if plan else ""
+    else:
+        target = _graph(graph)
+        plan = None if stage is None else _compile(target, device=device, quant="none", threads=None, use_cache=True)
+        built = target.build() if hasattr(target, "build") else target
+        text = _form(built, format_)
+    if stage is None:
+        print(text)
+        return
+    assert plan is not None
+    if stage == "list":
+        print(plan.stages)
+    elif stage in plan.stages:
+        print(plan.stages[stage])
+    else:
+        raise UnknownName(kind="stage", name=stage, known=plan.stages)
+
+
+@app.command()
+def explain(
+    code: Annotated[str, typer.Argument(help="An error's code, such as SG101; 'list' names them all.")],
+) -> None:
+    """Tell what an error means and how it is cured."""
+    known = errors.all_errors()
+    if code == "list":
+        for each, cls in known.items():
+            print(f"{each}  {cls.title}")
+        return
+    if code.upper() not in known:
+        raise UnknownName(kind="error code", name=code, known=known)
+    cls = known[code.upper()]
+    out.print(f"[bold]{cls.code} {escape(cls.title)}[/]\n")
+    print(inspect.cleandoc(cls.__doc__ or ""))
+    out.print(f"\n[bold]says[/]  {escape(cls.message)}\n[bold]cure[/]  {escape(cls.cure)}", soft_wrap=True)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show what this machine offers: processor, instruction set, threads, backends, optional packages."""
+    from scoregraph.diagnosis import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps(findings))
+        return
+    table = Table(show_header=False, box=None)
+    for name, found in findings.items():
+        table.add_row(f"[bold]{name}[/]", escape(str(found)))
+    out.print(table)
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: AsJson = False) -> None:
+    """List the plans that are kept, the newest first."""
+    entries = cache.entries()
+    if as_json:
+        print(json.dumps([{"folder": str(e.folder), "bytes": e.nbytes, **e.parts} for e in entries]))
+        return
+    table = Table("plan", "MB", "written", title=f"{len(entries)} plans in {cache.root()}")
+    for entry in entries:
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        table.add_row(entry.folder.name, f"{entry.nbytes / 1e6:.1f}", written)
+    out.print(table)
+
+
+@cache_app.command("why")
+def cache_why(
+    graph: Annotated[str, typer.Argument(help="A graph of the gallery, or a file with one.")],
+    device: Device = "cpu",
+    quant: Quant = "none",
+) -> None:
+    """Tell whether a graph's plan is kept, and if not, what differs from the closest one."""
+    from scoregraph.compiler import cache_key
+
+    key = cache_key(_graph(graph), device=device, quant=quant)
+    folder = cache.find(key)
+    print(f"kept: {folder}" if folder else cache.why(key))
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Remove every plan that is kept."""
+    print(f"removed {cache.clear()} plans from {cache.root()}")
+
+
+# --- helpers of the commands -------------------------------------------------------------------
+
+
+def _graph(name: str) -> Any:
+    """A graph from the gallery, or from a file: Python that defines ``graph``, or the JSON or text form."""
+    from scoregraph import gallery
+    from scoregraph.graph.json_form import from_json
+    from scoregraph.graph.text import parse
+
+    path = Path(name)
+    if not path.suffix:
+        return gallery.find(name).build()
+    if not path.is_file():
+        raise NoGraphThere(path=path, problem="there is no such file")
+    if path.suffix == ".json":
+        return from_json(path.read_text(encoding="utf-8"))
+    if path.suffix == ".txt":
+        return parse(path.read_text(encoding="utf-8"))
+    if path.suffix != ".py":
+        raise NoGraphThere(path=path, problem=f"{path.suffix} is not a form of a graph")
+    import runpy
+
+    found = runpy.run_path(str(path)).get("graph")
+    if found is None:
+        raise NoGraphThere(path=path, problem="it does not define a variable 'graph'")
+    return found
+
+
+def _form(graph: Any, format_: str) -> str:
+    forms = {"text": lambda: str(graph), "mermaid": graph.to_mermaid, "dot": graph.to_dot, "json": graph.to_json}
+    if format_ not in forms:
+        raise UnknownName(kind="format", name=format_, known=forms)
+    return forms[format_]()
+
+
+def _settings(texts: list[str]) -> dict[str, Any]:
+    """``--set name=value``: a number, a list of numbers with one per sample, or ``@file.npy``."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            found[name] = np.load(value[1:]) if value.startswith("@") else np.array(json.loads(value), dtype=float)
+        except (ValueError, OSError):
+            raise BadSetting(text=text) from None
+    return found
+
+
+def _compile(target: Any, *, quiet: bool = False, **options: Any) -> runtime.CompiledPlan:
+    from scoregraph.compiler import compile
+
+    if quiet or not err.is_terminal:
+        return compile(target, **options)
+    with err.status("compiling"):
+        return compile(target, **options)
+
+
+def _run(
+    plan: runtime.CompiledPlan, inputs: dict[str, Any], *, seed: int, batch: int, quiet: bool
+) -> dict[str, np.ndarray]:
+    if quiet or not err.is_terminal:
+        return plan.run(seed=seed, batch=batch, **inputs)
+    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task("sampling", total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return plan.run(seed=seed, batch=batch, progress=update, **inputs)
+
+
+def _write(results: dict[str, np.ndarray], wanted: Path | None, stem: Path) -> list[Path]:
+    """Write arrays, and a picture where an output can be drawn. ``wanted`` names the file, else both get names."""
+    from scoregraph.render import PICTURES
+
+    drawn = next((name for name in results if name in PICTURES), None)
+    if wanted is not None and wanted.suffix not in (".png", ".npy", ".npz"):
+        raise WrongFormat(path=wanted, known=".png, .npy, .npz")
+    if wanted is not None and wanted.suffix == ".png" and drawn is None:
+        raise WrongFormat(path=wanted, known=".npy, .npz (none of the outputs is a picture)")
+    written: list[Path] = []
+    base = wanted.with_suffix("") if wanted else stem
+    base.parent.mkdir(parents=True, exist_ok=True)
+    if drawn is not None and (wanted is None or wanted.suffix == ".png"):
+        path = base.with_suffix(".png")
+        PICTURES[drawn](results[drawn], path, base.name)
+        written.append(path)
+    if wanted is not None and wanted.suffix == ".npz" or len(results) > 1:
+        written.append(base.with_suffix(".npz"))
+        np.savez(written[-1], **results)
+    else:
+        written.append(base.with_suffix(".npy"))
+        np.save(written[-1], next(iter(results.values())))
+    return written
+
+
+def _report(as_json: bool, files: list[str], **facts: Any) -> None:
+    if as_json:
+        print(json.dumps({"files": files, **facts}))
+        return
+    for path in files:
+        out.print(f"wrote [bold]{escape(path)}[/]", highlight=False, soft_wrap=True)
+    out.print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()), highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""``compile``: the one function that names every stage of the way from a graph to a plan, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from scoregraph import backends, cache
+from scoregraph.errors import UncoveredCall, UnknownName, here
+from scoregraph.graph.builder import GraphBuilder
+from scoregraph.graph.graph import Graph
+from scoregraph.graph.values import NetRef
+from scoregraph.graph.verify import verify
+from scoregraph.passes.base import Fuel, StageReport, run_passes
+from scoregraph.plan import files
+from scoregraph.plan.text import plan_text
+from scoregraph.runtime import CompiledPlan
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+    from scoregraph.models.network import Network
+    from scoregraph.passes.base import Pass
+    from scoregraph.plan.draft import Draft
+
+RECIPES = ("none",)
+"""What ``quant`` may be."""
+
+
+def compile(
+    target: Graph | GraphBuilder | Network,
+    *,
+    device: str = "cpu",
+    quant: str = "none",
+    threads: int | None = None,
+    networks: Mapping[str, Network] | None = None,
+    use_cache: bool = True,
+) -> CompiledPlan:
+    """Compile a sampling graph, or a network by itself, into one plan for one device.
+
+    Args:
+        target: a graph (finished or still in its builder), or a network, whose plan evaluates it once.
+        device: ``cpu``, ``reference`` (torch, the oracle) or ``triton``.
+        quant: the quantization recipe; only ``none`` (float32) so far.
+        threads: threads of a CPU plan; None takes all cores. Results do not depend on it.
+        networks: the graph's networks by fingerprint, for those that neither the builder nor ``sg.models`` knows.
+        use_cache: take the plan from the cache when it is there, and keep it there when it was not.
+
+    Returns:
+        The plan, ready to ``run``; ``plan.stages`` holds the text of every stage.
+
+    Raises:
+        ScoregraphError: of the codes SG1xx to SG4xx; each names the line of the graph or of the network.
+    """
+    where = here()
+    if quant not in RECIPES:
+        raise UnknownName(kind="quantization recipe", name=quant, known=RECIPES, where=where)
+    backend = backends.load(device, threads)
+    source = _Source(target, networks or {})
+    key = source.key(device, quant)
+    if use_cache and (folder := cache.find(key)):
+        plan, constants = files.load(folder)
+        return CompiledPlan(plan, constants, files.load_stages(folder), threads)
+
+    fuel = Fuel.from_environment()
+    stages = _Stages()
+    draft = source.lower(device, stages, fuel)
+    draft = stages.run(_plan_passes(device), draft, lambda d: plan_text(d.plan), fuel)
+    for segment in draft.plan.segments:
+        for call in segment.calls:
+            if miss := backend.supports(call):
+                raise UncoveredCall(device=device, op=call.op, site=call.site, reason=miss.reason, where=where)
+    plan = draft.plan.model_copy(update={"graph": source.text, "stages": tuple(stages.data)})
+    plan, constants = files.lay_out(plan, draft.arrays)
+    if use_cache:
+        with contextlib.suppress(OSError):  # a read-only home must not keep anyone from running a plan
+            cache.keep(key, plan, constants, stages.texts)
+    return CompiledPlan(plan, constants, stages.texts, threads)
+
+
+def cache_key(target: Graph | GraphBuilder | Network, *, device: str = "cpu", quant: str = "none") -> cache.Key:
+    """The key under which ``compile`` keeps the plan of ``target``."""
+    return _Source(target, {}).key(device, quant)
+
+
+class _Stages:
+    """Collects the report and the text of every stage."""
+
+    def __init__(self) -> None:
+        self.data: list[Any] = []
+        self.texts: dict[str, str] = {}
+
+    def keep(self, reports: tuple[StageReport[Any], ...], prefix: str = "") -> None:
+        for report in reports:
+            name = f"{prefix}{report.name}"
+            self.data.append(report.data().model_copy(update={"name": name}))
+            self.texts[name] = report.text
+
+    def note(self, name: str, text: str, started: float) -> None:
+        """A stage that is no pass: what it produced, and how long it took since ``started``."""
+        from scoregraph.plan.schema import Stage
+
+        self.data.append(Stage(name=name, rewrites=0, ms=round((time.perf_counter() - started) * 1e3, 3)))
+        self.texts[name] = text
+
+    def run(self, passes: list[Pass[Any]], program: Any, show: Callable[[Any], str], fuel: Fuel) -> Any:
+        program, reports = run_passes(passes, program, show=show, fuel=fuel)
+        self.keep(reports)
+        return program
+
+
+class _Source:
+    """What is compiled, in either of its forms."""
+
+    def __init__(self, target: Graph | GraphBuilder | Network, networks: Mapping[str, Network]) -> None:
+        self.networks: dict[str, Network] = dict(networks)
+        self.graph: Graph | None = None
+        self.network: Network | None = None
+        if isinstance(target, GraphBuilder):
+            for net in target.networks:
+                self.networks.setdefault(net.ref.fingerprint, net)
+            target = target.build()
+        if isinstance(target, Graph):
+            self.graph = target
+            self.name, self.text = target.name, str(target)
+        else:
+            self.network = target
+            self.name, self.text = target.ref.name, repr(target.ref)
+
+    def key(self, device: str, quant: str) -> cache.Key:
+        """What the plan depends on."""
+        return cache.Key(self.name, cache.digest(self.text), device, quant, cache.compiler())
+
+    def lower(self, device: str, stages: _Stages, fuel: Fuel) -> Draft:
+        """Everything from the graph to a draft without memory."""
+        from scoregraph.passes.lower.network import lower_network
+        from scoregraph.passes.lower.sampling import lower_sampling
+
+        if self.network is not None:
+            programs = self._programs({self.network.ref.fingerprint: self.network}, stages, fuel)
+            return lower_network(self.network.ref, programs, device)
+        assert self.graph is not None
+        graph = self.graph
+        started = time.perf_counter()
+        verify(graph, "built")
+        stages.note("graph", str(graph), started)
+        graph = stages.run(_graph_passes(), graph, str, fuel)
+        verify(graph, "folded")
+        programs = self._programs({net.fingerprint: self._find(net) for net in graph.nets}, stages, fuel)
+        started = time.perf_counter()
+        draft = lower_sampling(graph, programs, device)
+        stages.note("lower", plan_text(draft.plan), started)
+        return draft
+
+    def _find(self, ref: NetRef) -> Network:
+        from scoregraph.models import find
+
+        return self.networks.get(ref.fingerprint) or find(ref)
+
+    def _programs(
+        self, networks: Mapping[str, Network], stages: _Stages, fuel: Fuel
+    ) -> Callable[[NetRef, str], GraphModule | None]:
+        """Capture the networks and run the tensor passes over each part."""
+        from scoregraph.passes.tensor import pipeline
+        from scoregraph.passes.tensor.listing import listing
+
+        parts: dict[tuple[str, str], GraphModule] = {}
+        for fingerprint, network in networks.items():
+            started = time.perf_counter()
+            captured = network.capture()
+            for part, program in captured.items():
+                name = f"{network.ref.name}.{part}"
+                stages.note(f"capture {name}", f"{program.report}\n\n{listing(program.module)}", started)
+                module, reports = pipeline.run(program.module, fuel=fuel)
+                stages.keep(reports, prefix=f"{name}: ")
+                parts[fingerprint, part] = module
+                started = time.perf_counter()
+        return lambda ref, part: parts.get((ref.fingerprint, part))
+
+
+def _graph_passes() -> list[Pass[Graph]]:
+    from scoregraph.passes.sampling.pipeline import SAMPLING_PASSES
+
+    return list(SAMPLING_PASSES)
+
+
+def _plan_passes(device: str) -> list[Pass[Draft]]:
+    from scoregraph.passes.plan.pipeline import plan_passes
+
+    return plan_passes(device)

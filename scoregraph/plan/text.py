@@ -1,0 +1,56 @@
+"""A plan as a person reads it: memory, tables, and one line per kernel call."""
+
+from __future__ import annotations
+
+from scoregraph.plan.schema import Buffer, Call, Plan
+
+
+def plan_text(plan: Plan) -> str:
+    """The listing of a plan, before or after memory is planned."""
+    weights = sum(c.nbytes for c in plan.constants)
+    lines = [f"plan {plan.name} for {plan.device}"]
+    for spec in plan.inputs:
+        bounds = "" if spec.low is None and spec.high is None else f" in {spec.low:g}..{spec.high:g}"
+        lines.append(f"input  {spec.name} = b{spec.buffer} {_shape(plan.buffers[spec.buffer])}{bounds}")
+    lines += [f"output {spec.name} = b{spec.buffer} {_shape(plan.buffers[spec.buffer])}" for spec in plan.outputs]
+    stored = sum(b.view is None for b in plan.buffers)
+    size = f", {weights / 1e6:.1f} MB" if weights else ""
+    lines.append(f"{stored} buffers, {len(plan.buffers) - stored} views, {len(plan.constants)} constants{size}")
+    for segment in plan.segments:
+        if not segment.calls:
+            continue
+        turns = "once" if segment.table is None else f"{plan.tables[segment.table].rows} times"
+        lines.append(f"\n{segment.name}, {turns}: {len(segment.calls)} calls")
+        lines += [f"  {_call(plan, call)}" for call in segment.calls]
+    return "\n".join(lines) + "\n"
+
+
+def _shape(buffer: Buffer) -> str:
+    return f"{buffer.dtype}[{', '.join(map(str, buffer.shape))}]"
+
+
+def _operand(plan: Plan, ref: str) -> str:
+    number = int(ref[1:])
+    if ref[0] == "c":
+        return plan.constants[number].name or ref
+    buffer = plan.buffers[number]
+    return f"b{buffer.view.base}[{buffer.view.offset}:{_strides(buffer.view.strides)}]" if buffer.view else ref
+
+
+def _strides(strides: tuple[int, ...]) -> str:
+    return "x".join(map(str, strides))
+
+
+def _call(plan: Plan, call: Call) -> str:
+    outs = ", ".join(_operand(plan, ref) for ref in call.outs.values())
+    first = next(iter(call.outs.values()))
+    ins = ", ".join(f"{role}={_operand(plan, ref)}" for role, ref in call.ins.items())
+    attrs = ", ".join(f"{k}={_attr(v)}" for k, v in call.attrs.items())
+    shape = _shape(plan.buffers[int(first[1:])])
+    return f"{outs} : {shape} = {call.op}({', '.join(part for part in (ins, attrs) if part)})  # {call.site}"
+
+
+def _attr(value: object) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "; ".join(" ".join(map(str, step)) for step in value)
+    return str(value)
