@@ -32,7 +32,7 @@ def test_sampler_step_bits() -> None:
     prediction = sketch.input("p", sketch.new((Batch(2), 5000)))
     sketch.begin("loop", number)
     named = dict(zip(("r0", "r1"), registers, strict=True))
-    attrs = {"a": 1, "b": 5, "c": 9, "cin": -1, "site": 6}
+    attrs = {"table": number, "a": 1, "b": 5, "c": 9, "cin": -1, "site": 6}
     sketch.call("sampler_step", {**named, "p0": prediction}, named, attrs)
     for name, register in named.items():
         sketch.output(name, register)

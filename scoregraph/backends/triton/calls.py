@@ -11,7 +11,7 @@ from scoregraph.backends.triton.expression import expressions, pointwise_kernel
 from scoregraph.backends.triton.launch import Kernel, Launch
 from scoregraph.backends.triton.memory import Memory
 from scoregraph.errors import UncoveredCall
-from scoregraph.plan.schema import Call, Plan
+from scoregraph.plan.schema import Call, Plan, Table
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +30,13 @@ class Scope:
     memory: Memory
     table: int | None = None
 
+    def table_at(self, number: int) -> Table:
+        """The table whose id is ``number``."""
+        return next(table for table in self.plan.tables if table.id == number)
+
     def lookup(self, number: int) -> dict[str, Any]:
         """The arguments by which a kernel reads table ``number``."""
-        table = self.plan.tables[number]
+        table = self.table_at(number)
         return {"table": self.memory[f"c{table.constant}"], "columns": len(table.columns)}
 
 
@@ -154,6 +158,7 @@ def _step_input(call: Call, scope: Scope) -> Launch:
 def _sampler_step(call: Call, scope: Scope) -> Launch:
     if scope.table is None:
         _refuse(call, "a sampler step reads a row of its loop's table, and this segment has none")
+    table = call.attrs["table"]
     registers = tuple(_dense(call, scope, ref) for ref in _numbered(call.ins, "r"))
     if _numbered(call.outs, "r") != _numbered(call.ins, "r"):
         _refuse(call, "registers are replaced in place")
@@ -172,8 +177,8 @@ def _sampler_step(call: Call, scope: Scope) -> Launch:
             "predictions": predictions,
             "x_in": x_in,
             "seeds": scope.memory.seeds,
-            **scope.lookup(scope.table),
-            "rows": scope.plan.tables[scope.table].rows,
+            **scope.lookup(table),
+            "rows": scope.table_at(table).rows,
             "site": call.attrs["site"],
             "n": n,
         },

@@ -142,11 +142,10 @@ class TritonProgram:
 
     def _bind_on(self, device: torch.device, constants: Mapping[str, torch.Tensor], batch: int) -> Bound:
         memory = allocate(self.plan, constants, batch, device)
-        tables = {table.id: table for table in self.plan.tables}
         segments: list[tuple[int, bool, tuple[Launch, ...]]] = []
         for segment in self.plan.segments:
             scope = Scope(self.plan, memory, segment.table)
-            rows = 1 if segment.table is None else tables[segment.table].rows
+            rows = 1 if segment.table is None else scope.table_at(segment.table).rows
             launches = tuple(launch_of(call, scope) for call in segment.calls)
             segments.append((rows, segment.table is not None, launches))
         return Bound(memory, tuple(segments))

@@ -84,7 +84,7 @@ def test_register_machine_has_the_bits_of_the_stated_order(size: int, branches: 
         "sampler_step",
         {**named, **{f"p{j}": p for j, p in enumerate(predictions)}},
         {**named, "xin": x_in},
-        {"a": columns[0], "b": columns[1], "c": columns[2], "cin": 0, "site": 6},
+        {"table": number, "a": columns[0], "b": columns[1], "c": columns[2], "cin": 0, "site": 6},
         site="step",
     )
     for j, register in enumerate(registers):
@@ -110,7 +110,9 @@ def test_a_zero_coefficient_is_not_read() -> None:
     x = sketch.input("x", sketch.new((B, 6)))
     p = sketch.input("p", sketch.new((Batch(2), 6)))
     sketch.begin("loop", number)
-    sketch.call("sampler_step", {"r0": x, "p0": p}, {"r0": x}, {"a": 0, "b": 1, "c": 3, "cin": -1, "site": 0})
+    sketch.call(
+        "sampler_step", {"r0": x, "p0": p}, {"r0": x}, {"table": number, "a": 0, "b": 1, "c": 3, "cin": -1, "site": 0}
+    )
     sketch.output("x", x)
     got = sketch.run(x=np.ones((1, 6), np.float32), p=np.array([[np.nan] * 6, [3.0] * 6], np.float32))["x"]
     np.testing.assert_array_equal(got, np.full((1, 6), 6.5))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from triton_plans import LABEL, SEEDS, SITE, WIDTH, Sketch, expected, two_layers
 
+from scoregraph.backends.reference.program import Precision, Reference
+from scoregraph.backends.triton import TritonBackend
 from scoregraph.backends.triton.expression import BINARY, POWERS, UNARY
 from scoregraph.errors import Cancelled
 from scoregraph.graph import noise
@@ -22,6 +24,17 @@ def test_two_layer_network_end_to_end() -> None:
     np.testing.assert_array_equal(got["first"], np.float32(10.0) * start)
     want = expected(LABEL, SEEDS)
     error = np.linalg.norm(got["x"] - want) / np.linalg.norm(want)
+    assert error < 1e-5, error
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_reference_backend_agrees_on_the_same_plan(precision: Precision) -> None:
+    plan, constants = two_layers().data()
+    inputs, seeds = {"label": LABEL}, np.array(SEEDS, np.uint64)
+    want = Reference(precision).compile(plan, constants).run(inputs, seeds)
+    got = TritonBackend(interpret=True).compile(plan, constants).run(inputs, seeds)
+    np.testing.assert_array_equal(got["first"], want["first"].astype(np.float32))
+    error = np.linalg.norm(got["x"] - want["x"]) / np.linalg.norm(want["x"])
     assert error < 1e-5, error
 
 

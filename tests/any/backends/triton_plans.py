@@ -10,7 +10,7 @@ from scoregraph.graph import noise
 from scoregraph.plan.dims import Batch, has_batch, parse_dim, per_unit
 from scoregraph.plan.draft import Drafter, Value
 from scoregraph.plan.files import lay_out
-from scoregraph.plan.schema import InputSpec, OutputSpec, Slot
+from scoregraph.plan.schema import InputSpec, OutputSpec, Plan, Slot
 
 
 class Sketch(Drafter):
@@ -26,7 +26,8 @@ class Sketch(Drafter):
     def output(self, name: str, value: Value) -> None:
         self.outputs.append(OutputSpec(name=name, buffer=int(self.ref(value)[1:])))
 
-    def program(self, *, interpret: bool = True) -> TritonProgram:
+    def data(self) -> tuple[Plan, bytes]:
+        """The plan, for any backend, and its constants; buffers lie side by side."""
         draft = self.build()
         ends = {"batch": 0, "fixed": 0}
         placed = []
@@ -38,8 +39,10 @@ class Sketch(Drafter):
                 ends[space] += -(-per_unit(shape) * 8 // 64) * 64
             else:
                 placed.append(buffer)
-        plan, constants = lay_out(draft.plan.model_copy(update={"buffers": tuple(placed)}), draft.arrays)
-        return TritonBackend(interpret=interpret).compile(plan, constants)
+        return lay_out(draft.plan.model_copy(update={"buffers": tuple(placed)}), draft.arrays)
+
+    def program(self, *, interpret: bool = True) -> TritonProgram:
+        return TritonBackend(interpret=interpret).compile(*self.data())
 
     def run(self, seeds: list[int] | None = None, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One interpreted run; the batch is the number of seeds (one if not given)."""
@@ -104,7 +107,7 @@ def two_layers() -> Sketch:
     )
     s.call("linear", {"x": both, "w": w["w1"], "bias": w["b1"]}, {"y": hidden}, {"act": "silu"}, site="layer1")
     s.call("linear", {"x": hidden, "w": w["w2"], "bias": w["b2"]}, {"y": prediction}, {"act": "none"}, site="layer2")
-    attrs = {"a": 2, "b": 3, "c": 5, "cin": 1, "site": SITE + 1}
+    attrs = {"table": loop, "a": 2, "b": 3, "c": 5, "cin": 1, "site": SITE + 1}
     s.call("sampler_step", {"r0": x, "p0": prediction}, {"r0": x, "xin": x_in}, attrs, site="step")
     s.output("x", x)
     s.output("first", first)
