@@ -97,7 +97,7 @@ class GraphBuilder:
     # --- what enters ---
 
     def input(self, name: str, type: ValueType | None = None) -> Operand:
-        """A value the caller gives to ``plan.run(name=…)``. Without a type it takes that of the condition it goes to."""
+        """A value the caller gives to ``plan.run(name=…)``. Without a type it takes that of its condition."""
         where = here()
         if name in self._inputs:
             raise DuplicateName(kind="input", name=name, where=where)

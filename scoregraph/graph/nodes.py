@@ -168,7 +168,7 @@ class Input(Node, op="input"):
     of: ValueType
 
     def _result(self) -> ValueType:
-        return self.of
+        return rules.standalone(f"input {self.name}", self.of)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -216,7 +216,7 @@ class LoopVar(Node, op="carry"):
     of: ValueType
 
     def _result(self) -> ValueType:
-        return self.of
+        return rules.standalone(f"value {self.index} of the loop {self.loop}", self.of)
 
     def _free_loops(self) -> frozenset[str]:
         return frozenset([self.loop])

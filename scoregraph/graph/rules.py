@@ -223,6 +223,13 @@ def decode(net: NetRef, head: str, x: ValueType, rows: ValueType | None) -> Deco
     return Decoded(found.shape)
 
 
+def standalone(name: str, of: ValueType) -> ValueType:
+    """A type that an input or a loop's variable can have: not a bundle, and not the time of another loop."""
+    if isinstance(of, Carry | Time):
+        raise WrongOperand(operand=name, expected="a value of its own", got=of)
+    return of
+
+
 def carried(init: ValueType) -> ValueType:
     """The type of a loop's variable that starts with ``init``: noise becomes a latent at the first noise level."""
     return init.latent if isinstance(init, Noise) else init
@@ -233,6 +240,7 @@ def loop(name: str, init: Sequence[ValueType], results: Sequence[ValueType]) -> 
     if len(init) != len(results) or not init:
         raise WrongOperand(operand=f"results of the loop {name}", expected=f"{len(init)} values", got=len(results))
     for index, (start, result) in enumerate(zip(init, results, strict=True)):
+        standalone(f"value {index} of the loop {name}", start)
         if carried(start) != result:
             raise WrongOperand(operand=f"result {index} of the loop {name}", expected=carried(start), got=result)
     return Carry(tuple(results))
