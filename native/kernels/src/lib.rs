@@ -5,7 +5,7 @@
 //! number of threads and for a sample alone or in a batch. Kernels allocate nothing: where one needs memory, its
 //! `*_scratch` function says how many floats, and the caller lends them.
 
-//pub mod attention;
+pub mod attention;
 pub mod conv;
 pub mod copy;
 pub mod embedding;

@@ -45,10 +45,7 @@ pub fn matmul(ctx: &Context, scale: f32, x: &View, y: &View, z: &mut ViewMut, sc
             scale,
             sizes: [m, cols, k],
             x: Matrix { ptr: x.as_ptr().wrapping_add(x_batch.offset(item)), strides: x_strides },
-            y: Matrix {
-                ptr: y.as_ptr().wrapping_add(y_batch.offset(item) + col * y_strides[1]),
-                strides: y_strides,
-            },
+            y: Matrix { ptr: y.as_ptr().wrapping_add(y_batch.offset(item) + col * y_strides[1]), strides: y_strides },
             z: Matrix {
                 ptr: z.as_mut_ptr().wrapping_add(z_batch.offset(item) + col * z_strides[1]),
                 strides: z_strides,
