@@ -3,9 +3,9 @@
 The module is exported in float64, so that what was captured can be compared with what was given to ten digits, and
 is turned to float32 only after that proof. ``capture`` refuses what ``torch.export`` narrows or specialises in silence:
 
-* the batch. Every condition on the batch size that tracing met is tried on the sizes up to ``LARGEST_BATCH``; a size
-  that takes another branch is traced too, and must give the same program. Size 1, which tracing always excludes,
-  is proved by value.
+* the batch. Every condition on the batch size that tracing met is tried on small sizes and on those around the numbers
+  it names, up to ``LARGEST_BATCH``; a size that takes another branch is traced too, and must give the same program.
+  Size 1, which tracing always excludes, is proved by value.
 * the samples. A sample's answer must not depend on its neighbours.
 * the state. A module that draws random numbers or writes its buffers is not a function of its inputs.
 """
@@ -165,9 +165,10 @@ def _trace(module: nn.Module, examples: Sequence[Tensor], name: str) -> _Variant
         exported = _export(module, examples, shapes)
     except Exception as error:
         raise _explained(error, module, examples, name) from None
-    _refuse_impure(exported, name)
     with _quiet(), torch.no_grad():
-        graph = exported.run_decompositions({}).module(check_guards=False)
+        functional = exported.run_decompositions({})
+        _refuse_impure(functional, name)
+        graph = functional.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     dropped = cleanup.drop_no_ops(graph)
 
@@ -186,14 +187,15 @@ def _export(module: nn.Module, examples: Sequence[Tensor], shapes: object) -> to
 
 
 def _other_variants(module: nn.Module, examples: Sequence[Tensor], first: _Variant, name: str) -> list[_Variant]:
-    """Trace every batch size up to ``LARGEST_BATCH`` that takes another branch; each must give the first program.
+    """Trace the batch sizes up to ``LARGEST_BATCH`` that take another branch; each must give the first program.
 
     Raises ``NarrowBatch``.
     """
     variants = [first]
     expected = cleanup.signature(first.module)
     while True:
-        uncovered = next((n for n in range(2, LARGEST_BATCH + 1) if not any(v.covers(n) for v in variants)), None)
+        sizes = trace_errors.telling_batches((guard for v in variants for guard in v.guards), LARGEST_BATCH)
+        uncovered = next((n for n in sizes if not any(v.covers(n) for v in variants)), None)
         if uncovered is None:
             return variants[1:]
         broken = next(guard for guard in first.guards if not guard.holds(uncovered))
@@ -246,6 +248,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     """Largest difference over largest magnitude; infinite where the shapes differ, nan where a value is."""
     if got.shape != expected.shape:
         return float("inf")
+    got, expected = got.detach(), expected.detach()
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
 
 

@@ -24,7 +24,7 @@ class Guard:
 
     text: str
     """The condition with the batch written ``B``: ``B < 64``."""
-    place: str
+    place: str | None
     expression: Any
     """The sympy expression, over symbols that all mean the batch."""
 
@@ -34,7 +34,7 @@ class Guard:
         return bool(self.expression.subs(values))
 
     def __str__(self) -> str:
-        return f"{self.text} at {self.place}"
+        return f"{self.text} at {self.place}" if self.place else self.text
 
 
 def batch_guards(shape_env: Any, symbols: Iterable[Any]) -> tuple[Guard, ...]:
@@ -53,10 +53,19 @@ def batch_guards(shape_env: Any, symbols: Iterable[Any]) -> tuple[Guard, ...]:
     return tuple(guards)
 
 
+def telling_batches(guards: Iterable[Guard], largest: int) -> list[int]:
+    """Batch sizes from 2 to ``largest`` that tell conditions apart: all small ones, and those around the powers of two
+    and around every number that a condition names."""
+    named = {int(number) for guard in guards for number in re.findall(r"\d+", guard.text)}
+    powers = {2**exponent for exponent in range(6, 64)}
+    around = {number + offset for number in named | powers for offset in (-1, 0, 1)}
+    return sorted(size for size in {*range(2, 34), *around, largest} if 2 <= size <= largest)
+
+
 def upper_bound(guards: Iterable[Iterable[Guard]]) -> int | None:
     """The largest batch at which some variant's conditions all hold, None where one has no upper bound."""
     variants = [tuple(variant) for variant in guards]
-    far = 2**40
+    far = 2**40  # more samples than any memory holds
     if any(all(guard.holds(far) for guard in variant) for variant in variants):
         return None
     low, high = 1, far
@@ -69,11 +78,14 @@ def upper_bound(guards: Iterable[Iterable[Guard]]) -> int | None:
     return low
 
 
-def frame_place(location: Any) -> str:
-    """The line behind a guard's source location: "upsampling.py:160 `if hidden_states.shape[0] >= 64:`"."""
+def frame_place(location: Any) -> str | None:
+    """The line behind a guard's source location: "upsampling.py:160 `if hidden_states.shape[0] >= 64:`".
+
+    None where torch kept no line of the user's.
+    """
     frame = location.maybe_user_loc or location.framework_loc
-    if not isinstance(frame, traceback.FrameSummary):
-        return str(frame or "an unknown line")
+    if not isinstance(frame, traceback.FrameSummary) or frame.filename.startswith(_TORCH):
+        return None
     line = (frame.line or "").strip()
     return f"{Path(frame.filename).name}:{frame.lineno}" + (f" `{line}`" if line else "")
 
