@@ -82,7 +82,7 @@ def load() -> Network:
 
     Raises ``MissingPackage`` and ``WrongWeights``.
     """
-    score = ADMUNet(CONFIG)
+    score = ADMUNet(CONFIG).requires_grad_(False)
     load_weights(score, weights_file())
     return network(
         "terrain",

@@ -47,12 +47,11 @@ def load(
 
     ``tilt`` is its one condition: four numbers in [-1, 1], zero when absent.
     """
-    score = ToyScore(0.001 if time in ("timestep", "flow1000") else 1.0)
+    score = ToyScore(0.001 if time in ("timestep", "flow1000") else 1.0).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in score.parameters():
-            fan_in = parameter.shape[-1] if parameter.ndim == 2 else HIDDEN
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+    for parameter in score.parameters():
+        fan_in = parameter.shape[-1] if parameter.ndim == 2 else HIDDEN
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
     return network(
         "toy",
         score,
