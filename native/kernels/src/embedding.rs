@@ -24,7 +24,7 @@ pub struct OutOfRange {
 /// If the sizes do not fit together.
 pub fn embedding(ctx: &Context, cols: usize, table: &[f32], indices: &[i64], y: &mut [f32]) -> Result<(), OutOfRange> {
     assert_eq!(Some(y.len()), indices.len().checked_mul(cols));
-    let rows = if cols == 0 { usize::MAX } else { table.len() / cols };
+    let rows = table.len().checked_div(cols).unwrap_or(usize::MAX);
     let valid = |index: i64| usize::try_from(index).is_ok_and(|index| index < rows);
     if let Some(position) = indices.iter().position(|&index| !valid(index)) {
         return Err(OutOfRange { position, index: indices[position], rows });

@@ -42,8 +42,8 @@ pub struct Linear<'a> {
 
 /// (M, K): the number of rows of x and their length.
 fn sizes(x: &View) -> (usize, usize) {
-    let k = x.shape().last().copied().unwrap_or(1);
-    (if k == 0 { x.shape().iter().rev().skip(1).product() } else { x.layout().len() / k }, k)
+    let (&k, leading) = x.shape().split_last().expect("x has rows");
+    (leading.iter().product(), k)
 }
 
 /// How many floats of scratch [`linear`] needs: room for plain weights once packed, and for rows of x that are not
