@@ -190,5 +190,5 @@ impl Tiling {
 /// compete for the same few cache sets.
 fn spread(floats: usize) -> Option<usize> {
     const LINE: usize = 16;
-    Some((floats.checked_add(LINE - 1)? / LINE | 1) * LINE)
+    Some(((floats.checked_add(LINE - 1)? / LINE) | 1) * LINE)
 }

@@ -33,68 +33,76 @@ pub(super) struct Tile<'a> {
     pub filter_tile: usize,
 }
 
-/// Some consecutive lanes of a vector, and the output pixels of the tile that they are.
+/// Some consecutive sums of a filter's vectors, and the output pixels of the tile that they are.
+#[derive(Clone, Copy, Default)]
 struct Piece {
-    lane: usize,
+    sum: usize,
     pixel: usize,
     count: usize,
 }
 
-/// The vectors that cover the output pixels of a tile.
-struct Cover {
-    run: Run,
-    lanes: usize,
-    columns: usize,
-    row_pitch: usize,
-    /// Pixels of one run, the columns between rows included.
+/// The vectors of a register tile: where their pixels start in a packed plane, and where their sums go.
+///
+/// The groups of a tile come one after another from [`Group::advance`].
+struct Group {
+    /// Runs of output pixels in the tile, and pixels of each, those between two rows included.
+    runs: usize,
     width: usize,
-    vectors_per_run: usize,
+    /// Where the next group begins.
+    run: usize,
+    start: usize,
     vectors: usize,
+    offsets: [usize; PIXELS],
+    pieces: [Piece; PIXELS * MAX_LANES],
+    used: usize,
 }
 
-impl Cover {
-    #[inline(always)]
-    fn new(tiling: &Tiling, rows: usize, lanes: usize) -> Self {
+impl Group {
+    /// Before the first vectors of a tile of `rows` rows.
+    fn new(tiling: &Tiling, rows: usize) -> Self {
         let columns = tiling.output[1];
         let (runs, width) = match tiling.run {
             Run::Rows => (rows, columns),
             Run::Flat => (1, (rows - 1) * tiling.row_pitch + columns),
         };
-        let vectors_per_run = width.div_ceil(lanes);
-        let vectors = runs * vectors_per_run;
-        Self { run: tiling.run, lanes, columns, row_pitch: tiling.row_pitch, width, vectors_per_run, vectors }
+        let (offsets, pieces) = ([0; PIXELS], [Piece::default(); PIXELS * MAX_LANES]);
+        Self { runs, width, run: 0, start: 0, vectors: 0, offsets, pieces, used: 0 }
     }
 
-    /// Offset of a vector's first pixel in a packed plane.
-    #[inline(always)]
-    fn offset(&self, vector: usize) -> usize {
-        vector / self.vectors_per_run * self.row_pitch + vector % self.vectors_per_run * self.lanes
+    /// Goes on to the next vectors, at most [`PIXELS`]; false if there are none.
+    fn advance(&mut self, tiling: &Tiling, lanes: usize) -> bool {
+        let columns = tiling.output[1];
+        (self.vectors, self.used) = (0, 0);
+        while self.vectors < PIXELS && self.run < self.runs {
+            let (run, start, end) = (self.run, self.start, (self.start + lanes).min(self.width));
+            self.offsets[self.vectors] = run * tiling.row_pitch + start;
+            if tiling.run == Run::Rows || tiling.row_pitch == columns {
+                self.push(lanes, start, start, run * columns + start, end - start);
+            } else {
+                self.push_rows(tiling, lanes, start, end);
+            }
+            self.vectors += 1;
+            (self.run, self.start) = if end < self.width { (run, end) } else { (run + 1, 0) };
+        }
+        self.vectors > 0
     }
 
-    /// The pieces of a vector that are output pixels, from `from` lanes on: the first one, or `None` after the last.
-    #[inline(always)]
-    fn piece(&self, vector: usize, from: usize) -> Option<Piece> {
-        let start = vector % self.vectors_per_run * self.lanes;
-        let end = (start + self.lanes).min(self.width);
-        let at = start + from;
-        if at >= end {
-            return None;
-        }
-        if self.run == Run::Rows || self.row_pitch == self.columns {
-            let row = vector / self.vectors_per_run;
-            return Some(Piece { lane: from, pixel: row * self.columns + at, count: end - at });
-        }
-        let (row, column) = (at / self.row_pitch, at % self.row_pitch);
-        if column >= self.columns {
-            return self.piece_of_next_row(start, end, row + 1);
-        }
-        Some(Piece { lane: from, pixel: row * self.columns + column, count: (self.columns - column).min(end - at) })
+    /// The pixel `at` of a run and the `count - 1` after it, in the vector that starts at `start`.
+    fn push(&mut self, lanes: usize, start: usize, at: usize, pixel: usize, count: usize) {
+        self.pieces[self.used] = Piece { sum: self.vectors * lanes + at - start, pixel, count };
+        self.used += 1;
     }
 
-    #[inline(always)]
-    fn piece_of_next_row(&self, start: usize, end: usize, row: usize) -> Option<Piece> {
-        let at = row * self.row_pitch;
-        (at < end).then(|| Piece { lane: at - start, pixel: row * self.columns, count: self.columns.min(end - at) })
+    /// The output pixels in `start..end` of a flat run: those that are not between two rows.
+    fn push_rows(&mut self, tiling: &Tiling, lanes: usize, start: usize, end: usize) {
+        let columns = tiling.output[1];
+        for row in start / tiling.row_pitch..end.div_ceil(tiling.row_pitch) {
+            let first = row * tiling.row_pitch;
+            let (from, to) = (start.max(first), end.min(first + columns));
+            if from < to {
+                self.push(lanes, start, from, row * columns + from - first, to - from);
+            }
+        }
     }
 }
 
@@ -106,44 +114,53 @@ impl Kernel for Tile<'_> {
         let Tile { shape, tiling, .. } = self;
         let first_row = self.row_tile * tiling.rows;
         let rows = tiling.rows.min(tiling.output[0] - first_row);
-        let cover = Cover::new(tiling, rows, S::LANES);
         pack_tile(shape, tiling, self.x, first_row, self.scratch);
         // One check for all vector loads below.
         assert!(self.scratch.len() >= tiling.scratch);
 
         let mut sums: Sums = [0.0; FILTER_BLOCK * PIXELS * MAX_LANES + MAX_LANES];
+        let block_elements = FILTER_BLOCK * shape.channels * tiling.taps.len();
         let first_filter = self.filter_tile * tiling.blocks * FILTER_BLOCK;
         let end_filter = (first_filter + tiling.blocks * FILTER_BLOCK).min(shape.filters);
-        for vector in (0..cover.vectors).step_by(PIXELS) {
-            let vectors = PIXELS.min(cover.vectors - vector);
-            // Idle vectors of the last group repeat its first one and are not stored.
-            let pixels: [*const f32; PIXELS] = std::array::from_fn(|i| {
-                let offset = cover.offset(if i < vectors { vector + i } else { vector });
-                self.scratch.as_ptr().wrapping_add(offset)
-            });
+        let mut group = Group::new(tiling, rows);
+        while group.advance(tiling, S::LANES) {
+            let pixels = group.offsets.map(|offset| self.scratch.as_ptr().wrapping_add(offset));
             let mut filter = first_filter;
             while filter < end_filter {
-                let weights = &self.op.w[filter / FILTER_BLOCK * FILTER_BLOCK * shape.channels * tiling.taps.len()..];
-                let weights = weights[..FILTER_BLOCK * shape.channels * tiling.taps.len()].as_ptr();
-                let weights = weights.wrapping_add(filter % FILTER_BLOCK);
+                let block = &self.op.w[filter / FILTER_BLOCK * block_elements..][..block_elements];
+                let weights = block.as_ptr().wrapping_add(filter % FILTER_BLOCK);
                 let left = end_filter - filter;
-                let filters = if S::LANES == MAX_LANES && left > 4 { 8 } else { 4 };
+                let wide = S::LANES == MAX_LANES && left > 4;
                 // SAFETY: `pixels` point to vectors of the tile's first channel in scratch. A vector starts at an output pixel,
                 // so `channel * channel_pitch + tap` from there it starts inside that channel's planes, and it ends within
                 // the slack that `Tiling::scratch` counts in. `weights` has FILTER_BLOCK floats per channel and tap, of
-                // which the kernel reads `filters` from `filter % FILTER_BLOCK` on: 8 from 0, or 4 from 0 or 4.
+                // which the kernel reads 8 from the first, or 4 from the first or the fifth.
                 unsafe {
-                    if S::LANES == MAX_LANES && filters == 8 {
-                        multiply_vectors::<S, 8>(simd, vectors, pixels, weights, shape.channels, tiling, &mut sums);
+                    if wide {
+                        multiply_vectors::<S, 8>(
+                            simd,
+                            group.vectors,
+                            pixels,
+                            weights,
+                            shape.channels,
+                            tiling,
+                            &mut sums,
+                        );
                     } else {
-                        multiply_vectors::<S, 4>(simd, vectors, pixels, weights, shape.channels, tiling, &mut sums);
+                        multiply_vectors::<S, 4>(
+                            simd,
+                            group.vectors,
+                            pixels,
+                            weights,
+                            shape.channels,
+                            tiling,
+                            &mut sums,
+                        );
                     }
                 }
+                let filters = if wide { 8 } else { 4 };
                 for row in 0..filters.min(left) {
-                    for i in 0..vectors {
-                        let sums = &sums[(row * vectors + i) * S::LANES..][..S::LANES + MAX_LANES];
-                        self.finish(simd, &cover, first_row, filter + row, vector + i, sums);
-                    }
+                    self.finish(simd, &group, first_row, filter + row, &sums[row * group.vectors * S::LANES..]);
                 }
                 filter += filters;
             }
@@ -152,29 +169,27 @@ impl Kernel for Tile<'_> {
 }
 
 impl Tile<'_> {
-    /// Applies the epilogue to the sums of one vector of one filter and stores those that are output pixels.
+    /// Applies the epilogue to the sums of one filter and stores those that are output pixels.
     #[inline(always)]
-    fn finish<S: Simd>(&self, simd: S, cover: &Cover, first_row: usize, filter: usize, vector: usize, sums: &[f32]) {
+    fn finish<S: Simd>(&self, simd: S, group: &Group, first_row: usize, filter: usize, sums: &[f32]) {
         let Conv2dOp { bias, residual, act, .. } = self.op;
         let shift = bias.map_or(0.0, |bias| bias[filter]) + self.emb.map_or(0.0, |emb| emb.at(self.sample, filter));
         let shift = simd.splat(shift);
         let [rows, columns] = self.tiling.output;
         let plane = ((self.sample * self.shape.filters + filter) * rows + first_row) * columns;
-        let mut from = 0;
-        while let Some(Piece { lane, pixel, count }) = cover.piece(vector, from) {
+        for &Piece { sum, pixel, count } in &group.pieces[..group.used] {
             let pixels = plane + pixel..plane + pixel + count;
-            assert!(lane + S::LANES <= sums.len());
-            // SAFETY: the assertion bounds the load. A piece lies in one output row of this tile and filter, which no
-            // other tile writes, so the part is exclusive; it and the residual have `count` elements.
+            let sums = &sums[sum..][..S::LANES];
+            // SAFETY: `sums` has a vector. A piece lies in the output rows of this tile and filter, which no other tile
+            // writes, so the part is exclusive; it and the residual have `count` elements.
             unsafe {
-                let mut value = act.apply(simd, simd.add(simd.load(sums.as_ptr().add(lane)), shift));
+                let mut value = act.apply(simd, simd.add(simd.load(sums.as_ptr()), shift));
                 if let Some(residual) = residual {
                     value = simd.add(simd.load_first(residual[pixels.clone()].as_ptr(), count), value);
                 }
                 let y = self.y.part(pixels).as_mut_ptr();
                 if count == S::LANES { simd.store(y, value) } else { simd.store_first(y, value, count) }
             }
-            from = lane + count;
         }
     }
 }
