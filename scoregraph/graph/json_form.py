@@ -315,7 +315,10 @@ class _Reader:
             return None
         if kind.startswith("spec:"):
             return _spec(kind.removeprefix("spec:").split("|"), value)
-        match kind.rstrip("?"):
+        return self._plain_field(kind.rstrip("?"), value)
+
+    def _plain_field(self, kind: str, value: Any) -> Any:
+        match kind:
             case "node":
                 return self._at(value)
             case "nodes":
@@ -325,9 +328,10 @@ class _Reader:
                     raise GraphFile(problem=f"there is no network {value!r} in this file")
                 return self.nets[value]
             case "table":
-                if not 0 <= value < len(self.tables):
-                    raise GraphFile(problem=f"there is no table {value} in this file")
-                return self.tables[value]
+                index: int = value
+                if not 0 <= index < len(self.tables):
+                    raise GraphFile(problem=f"there is no table {index} in this file")
+                return self.tables[index]
             case "type" | "latent":
                 return _type(value)
             case _:

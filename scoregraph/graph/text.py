@@ -56,6 +56,7 @@ class _Parser:
         self.tables: dict[str, StepTable] = {}
         self.nodes: dict[str, Node] = {}
         self.places: dict[Node, Location] = {}
+        self.unfinished: list[str] = []
 
     def next(self, what: str) -> Line:
         """The next line, which must be there."""
@@ -191,6 +192,7 @@ class _Parser:
         if "of" in field_kinds(cls):
             values["of"] = said
         if loop:
+            self.unfinished.append(token.text)
             while self.lines and not self.starts("yield"):
                 self.node(self.lines.pop(0))
             end = self.next("'yield(…)' at the end of the loop")
@@ -198,6 +200,7 @@ class _Parser:
             header = tuple(name for name in field_kinds(cls) if name not in BODY_FIELDS)
             values |= self.arguments(end, cls, header)
             end.end()
+            self.unfinished.pop()
         node = placed(line, cls, **values)
         if node.type != said:
             line.fail(f"this is a {node.type}, the text says {said}", at)
@@ -263,6 +266,8 @@ class _Parser:
     def operand(self, line: Line) -> Node:
         """``%name`` of a node above."""
         token = line.take("value", "a value such as %0")
+        if token.text in self.unfinished:
+            line.fail(f"the loop {token.text} has not ended: 'yield(…)' is missing above", token)
         return known(line, token, self.nodes, token.text)
 
 

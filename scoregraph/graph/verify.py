@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from scoregraph.errors import IllegalAtStage
-from scoregraph.graph.analysis import body, enclosing, loops, roots_of_body, topological
+from scoregraph.graph.analysis import body, loops, roots_of_body, topological
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.nodes import (
     Cache,
@@ -87,10 +87,7 @@ def _scopes(graph: Graph) -> Iterator[Complaint]:
     for _, node in graph.outputs:
         if node.free:
             yield node, f"it belongs to the body of the loop {min(node.free)!r} and is used outside"
-    around = enclosing(graph)
     for node in graph.nodes:
-        if not any(node.free <= {loop, *around.get(loop, ())} for loop in node.free) and node.free:
-            yield node, f"it belongs to loops that are not inside each other: {', '.join(sorted(node.free))}"
         if isinstance(node, Loop | While) and any(node.name in start.free for start in node.init):
             yield node, "it starts from a value of its own body"
 
