@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -200,3 +201,13 @@ def test_the_schema_covers_every_kind_of_node():
     definitions = json_schema()["$defs"]
     assert {f"{cls.__name__}Node" for cls in KINDS.values()} <= set(definitions)
     assert all(definitions[f"{cls.__name__}Node"]["additionalProperties"] is False for cls in KINDS.values())
+
+
+def test_the_example_of_the_documentation_parses():
+    page = (Path(__file__).parents[3] / "docs" / "graph-ir.md").read_text(encoding="utf-8")
+    example = page.split("```text\n")[1].split("```")[0]
+    graph = parse(example)
+    assert graph.name == "terrain"
+    assert parse(str(graph)) is graph
+    table = page.split("## Nodes")[1].split("Typing rules")[0]
+    assert {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")} == set(KINDS)
