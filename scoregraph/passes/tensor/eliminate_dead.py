@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
 from scoregraph.passes.base import Fuel, PassResult
-from scoregraph.passes.tensor.rewrite import copied, drop_dead
+from scoregraph.passes.tensor.rewrite import drop_dead
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class EliminateDead:
         """Erase dead nodes; costs no fuel, since it changes no number."""
         if not any(_is_dead(node) for node in module.graph.nodes):
             return PassResult(module)
-        module = copied(module)
-        erased = drop_dead(module.graph, [node for node in module.graph.nodes if _is_dead(node)])
-        module.recompile()
-        return PassResult(module, len(erased), {"node": len(erased)})
+        graph = copy.deepcopy(module.graph)
+        erased = drop_dead(graph, [node for node in graph.nodes if _is_dead(node)])
+        # Made from the graph as it is now, so that only what it still reads is taken over.
+        return PassResult(GraphModule(module, graph), len(erased), {"node": len(erased)})
 
 
 def _is_dead(node: Node) -> bool:

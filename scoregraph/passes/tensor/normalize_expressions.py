@@ -118,13 +118,15 @@ def attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
 
 
 def _sum(graph: Graph, node: Node) -> Node:
+    """``self ± alpha * other``, or for ``rsub`` ``other - alpha * self``."""
     named = arguments(node)
-    a, b = _operand(named["self"]), _operand(named["other"])
+    op = _SUMS[target_of(node)]
+    first, second = ("other", "self") if op == "rsub" else ("self", "other")
+    a, b = _operand(named[first]), _operand(named[second])
     alpha = float(named["alpha"])
     if alpha != 1:
         b = pointwise(graph, "mul", b, alpha) if isinstance(b, Node) else b * alpha
-    op = _SUMS[target_of(node)]
-    return pointwise(graph, "sub", b, a) if op == "rsub" else pointwise(graph, op, a, b)
+    return pointwise(graph, "add" if op == "add" else "sub", a, b)
 
 
 def _clamp(graph: Graph, node: Node) -> Node:

@@ -113,10 +113,10 @@ class SimplifyIdentities(TensorPass):
     def _part_of_cat(self, node: Node, source: Node) -> Match | None:
         window, whole = arguments(node), arguments(source)
         rank = len(shape_of(node))
-        axis = window["dim"] % rank
+        axis: int = window["dim"] % rank
         if axis != whole["dim"] % rank or window["step"] != 1:
             return None
-        start = 0
+        start: int = 0
         parts: list[Node] = whole["tensors"]
         for part in parts:
             size = shape_of(part)[axis]
