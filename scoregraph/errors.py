@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ def here() -> Location | None:
     """The nearest caller outside this package, which is the user's own line."""
     frame = sys._getframe(1)
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
+        # By module and not by file: the __init__ that a dataclass generates has no file.
+        if frame.f_globals.get("__name__", "").partition(".")[0] != _PACKAGE:
             return Location(Path(frame.f_code.co_filename).name, frame.f_lineno)
         frame = frame.f_back
     return None
@@ -738,6 +739,16 @@ class PlanVersion(ScoregraphError):
     cure = "compile the graph again with this version"
 
 
+class CannotWrite(ScoregraphError):
+    """A plan, a picture or an array could not be written where it was asked for: the folder is not writable, the disk
+    is full, or a file stands where a folder is needed."""
+
+    code = "SG504"
+    title = "cannot write there"
+    message = "{path}: {problem}"
+    cure = "name another place, or make this one writable"
+
+
 # --- SG6xx: running a plan ---------------------------------------------------------------------
 
 
@@ -790,6 +801,45 @@ class IndexOutOfRange(ScoregraphError):
     cure = "give indices from 0 to one less than the number of rows"
 
 
+class NotEnoughMemory(ScoregraphError):
+    """A run holds all its values at once, so its memory grows with the batch. The plan's own figure is given by
+    ``plan.program.memory(batch)``; more samples than fit are several runs with other seeds."""
+
+    code = "SG606"
+    title = "not enough memory"
+    message = "{problem}"
+    cure = "run fewer samples at a time; sample i of a run has the seed s + i, so the samples stay the same"
+
+
+class BadMachineSetting(ScoregraphError):
+    """``SCOREGRAPH_THREADS`` and ``SCOREGRAPH_ISA`` (or ``threads=`` and ``isa=``) must name what this machine has."""
+
+    code = "SG607"
+    title = "setting does not fit this machine"
+    message = "{problem}"
+    cure = "unset SCOREGRAPH_THREADS and SCOREGRAPH_ISA to take what the machine has; 'scoregraph doctor' shows it"
+
+
+class NativeMissing(ScoregraphError):
+    """The compiled extension is part of every wheel. In a source checkout it has to be built once, with
+    ``maturin develop --release``."""
+
+    code = "SG608"
+    title = "the compiled extension is missing"
+    message = "scoregraph._native cannot be imported: {problem}"
+    cure = "build it with 'maturin develop --release', or compile for device='reference'"
+
+
+class InternalFault(ScoregraphError):
+    """Something in scoregraph itself went wrong and was stopped before it could give a wrong answer. Please report it
+    with the plan that shows it."""
+
+    code = "SG609"
+    title = "a fault of scoregraph"
+    message = "{problem}"
+    cure = "please report this with the plan (plan.save(folder)); device='reference' may run it meanwhile"
+
+
 # --- SG7xx: the command line -------------------------------------------------------------------
 
 
@@ -804,8 +854,8 @@ class NoGraphThere(ScoregraphError):
 
 
 class BadSetting(ScoregraphError):
-    """``--set`` gives an input its value: ``--set difficulty=60``, one value per sample as ``--set difficulty=[10,90]``,
-    or an array from a file as ``--set x=@start.npy``."""
+    """``--set`` gives an input its value: ``--set difficulty=60``, one per sample as ``--set difficulty=[10,90]``, or an
+    array from a file as ``--set x=@start.npy``."""
 
     code = "SG702"
     title = "unreadable setting"
