@@ -240,11 +240,9 @@ class _Interpreter:
         if not isinstance(node.net.latent, v.Latent):
             raise self._refusal(node, "the reference does not interpret networks of tokens")
         x = self.value(node.x, scope)
-        t = torch.zeros(self.batch, dtype=self.dtype)
-        if node.time is not None:
-            moment: Moment = self.value(node.time, scope)
-            t = torch.full_like(t, moment.time(node.net))
-            x = moment.c_in(node.net) * x
+        moment = self._moment(node, scope)
+        t = torch.full((self.batch,), moment.time(node.net), dtype=self.dtype)
+        x = moment.c_in(node.net) * x
         network = self._module(self.networks[node.net.name].score)
         return [network(x, t, *self.value(cond, scope)) for cond in node.conds]
 
@@ -267,14 +265,16 @@ class _Interpreter:
         return mixed
 
     def _moment(self, node: n.Node, scope: Scope) -> Moment:
-        """The moment at which the networks behind ``node`` are called."""
+        """The moment at which the networks behind ``node`` are called; the loop's own for those without a time."""
         for operand in node.operands:
             if isinstance(operand.type, v.Time):
                 return self.value(operand, scope)
         for operand in node.operands:
             if isinstance(operand, n.Score | n.FusedScore | n.Convert):
                 return self._moment(operand, scope)
-        raise self._refusal(node, "it does not depend on a time")
+        if scope.loop is None:
+            raise self._refusal(node, "it stands outside of loops, where there is no noise level")
+        return self.value(n.StepTime(scope.loop), scope)
 
     def _convert(self, node: n.Convert, scope: Scope) -> list[Tensor]:
         source = node.pred.type

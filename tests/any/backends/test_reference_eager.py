@@ -89,6 +89,7 @@ CASES = [
     (samplers.dpmpp_2m(), schedules.flow(steps=STEPS, shift=3), prediction.flow(), "flow", "flow"),
     (samplers.flow_euler(), schedules.flow(steps=STEPS), prediction.flow(), "flow", "flow"),
     (samplers.consistency(), schedules.karras(steps=STEPS), prediction.consistency(), "c_noise", "kappa"),
+    (samplers.euler(), schedules.karras(steps=STEPS), prediction.edm(), "none", "kappa"),
     (samplers.ddim(), schedules.linear(steps=4, spacing="trailing", zero_snr=True), prediction.v(), "flow", "vp"),
 ]
 
