@@ -227,7 +227,9 @@ def _check_answer(score: Adapter, inputs: Sequence[Tensor], name: str) -> None:
 
 
 def _space(prediction: Spec) -> Space:
-    return {"flow": "flow", "edm": "kappa", "consistency": "kappa"}.get(prediction.name, "vp")  # pyright: ignore
+    if prediction.name in ("edm", "consistency"):
+        return "kappa"
+    return "flow" if prediction.name == "flow" else "vp"
 
 
 def _convention(prediction: Spec, argument: str) -> TimeConvention:

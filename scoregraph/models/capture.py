@@ -174,16 +174,15 @@ def _trace(module: nn.Module, examples: Sequence[Tensor], name: str) -> _Variant
 
     values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     batches = [value.shape[0] for value in values if not isinstance(value.shape[0], int)]
-    if not batches:
-        raise CaptureFailed(name=name, problem="no input's batch stayed symbolic", where=None)
+    assert batches, "with Dim.DYNAMIC a batch that does not stay symbolic is an error of the export"
     symbols = {symbol for size in batches for symbol in size.node.expr.free_symbols}
     guards = trace_errors.batch_guards(batches[0].node.shape_env, symbols)
     return _Variant(graph, examples[0].shape[0], guards, dropped)
 
 
-def _export(module: nn.Module, examples: Sequence[Tensor], shapes: object) -> torch.export.ExportedProgram:
+def _export(module: nn.Module, examples: Sequence[Tensor], shapes: Any) -> torch.export.ExportedProgram:
     with _quiet(), torch.no_grad():
-        return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)  # pyright: ignore
+        return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
 
 
 def _other_variants(module: nn.Module, examples: Sequence[Tensor], first: _Variant, name: str) -> list[_Variant]:

@@ -25,17 +25,17 @@ _CHECKS = {
     aten.sym_constrain_range_for_size.default,
 }
 
-# The first operand itself: nothing writes in place after functionalisation, so a copy is the same value, and nothing
-# is dropped in eval mode.
-EVAL_NO_OPS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+# The first operand itself: nothing writes in place after functionalisation, so a copy is the same value.
 _COPIES = {
     aten.alias.default,
     aten.detach.default,
     aten.lift_fresh_copy.default,
     aten.clone.default,
     aten.contiguous.default,
-    *EVAL_NO_OPS,
 }
+
+_DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+"""Of (x, p, train)."""
 
 _CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default}
 
@@ -69,7 +69,7 @@ def drop_no_ops(graph: fx.GraphModule) -> Counter[str]:
 def _is_identity(node: Node) -> bool:
     """Whether the node returns its first operand for every input."""
     target, args = node.target, node.args
-    if target in _COPIES:
+    if target in _COPIES or (target in _DROPOUTS and args[2] is False):
         return True
     before, after = _value(args[0] if args else None), _value(node)
     if before is None or after is None or before.dtype != after.dtype:
@@ -100,8 +100,10 @@ def draws_random(node: Node) -> bool:
     """Whether the node draws random numbers: attention and dropout do not when their dropout is off."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    if torch.Tag.nondeterministic_seeded not in node.target.tags or node.target in EVAL_NO_OPS:
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
+    if node.target in _DROPOUTS:
+        return node.args[2] is not False
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.name == "dropout_p":
             given = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p", 0.0)

@@ -136,6 +136,8 @@ def _example(cond: CondInput, batch: int, null: bool) -> Tensor:
     dtype = DTYPES[cond.dtype]
     if null:
         return torch.full((batch, *cond.shape), cond.null or 0.0).to(dtype)
+    if cond.low is None and cond.high is None and cond.dtype == "f32":
+        return torch.randn(batch, *cond.shape, generator=torch.Generator().manual_seed(1))
     low = 0.0 if cond.low is None else cond.low
     high = low + 1.0 if cond.high is None else cond.high
     values = torch.linspace(low, high, batch).reshape(batch, *[1] * len(cond.shape))

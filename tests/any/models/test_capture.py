@@ -203,6 +203,9 @@ def test_random_numbers_are_refused():
     with pytest.raises(errors.ImpureModule) as caught:
         capture(Rule(lambda x: x + 1e-13 * torch.rand_like(x)), [torch.randn(2, 4)])
     assert "rand_like" in str(caught.value)
+    with pytest.raises(errors.ImpureModule) as caught:
+        capture(Rule(lambda x: x + 1e-13 * nn.functional.dropout(x, training=True)), [torch.randn(2, 4)])
+    assert "dropout" in str(caught.value)
 
 
 def test_written_buffers_are_refused():
