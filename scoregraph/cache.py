@@ -1,8 +1,9 @@
 """Compiled plans kept on disk under readable, content-addressed names, and the reason whenever one is not found.
 
 A key has parts (graph, device, quantization, compiler, format); its name is
-``<graph name>-<device>-<digest of the parts>``. Beside each plan lies ``key.json`` with the parts in clear, so that a miss can say which part differs from the nearest
-plan that is there. Plans are written to a temporary folder and renamed: a reader never sees half of one.
+``<graph name>-<device>-<digest of the parts>``. Beside each plan lies ``key.json`` with the parts in clear, so that a
+miss can say which part differs from the nearest plan that is there. Plans are written to a temporary folder and
+renamed: a reader never sees half of one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Key:
     def entry(self) -> str:
         """The folder's name."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.name}-{self.device}-{digest[:16]}"
+        return f"{files.file_name(self.name)}-{self.device}-{digest[:16]}"
 
 
 def root() -> Path:
@@ -62,7 +63,7 @@ def compiler() -> str:
 
 
 def find(key: Key) -> Path | None:
-    """The folder of the plan with that key, if there is one."""
+    """The folder of the plan with that key, if there is one. What it holds is not checked."""
     folder = root() / key.entry
     return folder if (folder / "plan.json").is_file() else None
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import runpy
 import sys
 import time
+import traceback
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,7 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from scoregraph import cache, errors, runtime
-from scoregraph.errors import BadSetting, NoGraphThere, ScoregraphError, UnknownName, WrongFormat
+from scoregraph.errors import BadSetting, CannotWrite, NoGraphThere, ScoregraphError, UnknownName, WrongFormat
+from scoregraph.plan.files import file_name
 
 app = typer.Typer(
     name="scoregraph",
@@ -88,18 +92,18 @@ def generate(
 
     started = time.perf_counter()
     exhibit = gallery.GALLERY.get(name)
-    if exhibit is None and not Path(name).exists():
-        gallery.find(name)  # raises, with a suggestion
     if exhibit is not None:
         target: Any = exhibit.build(steps or exhibit.steps, guidance)
         defaults: dict[str, Any] = dict(exhibit.defaults)
     else:
         target, defaults = _graph(name), {}
+        if steps is not None or guidance != 1.0:
+            raise typer.BadParameter("a graph from a file states its own", param_hint="--steps / --guidance")
     plan = _compile(target, device=device, quant=quant, threads=threads, use_cache=not no_cache, quiet=as_json)
     compiled = time.perf_counter()
     results = _run(plan, {**defaults, **_settings(set_)}, seed=seed, batch=batch, quiet=as_json)
     finished = time.perf_counter()
-    written = _write(results, out_file, Path("out") / f"{plan.plan.name}-seed{seed}")
+    written = _write(results, out_file, Path("out") / f"{file_name(plan.plan.name)}-seed{seed}")
     _report(
         as_json,
         files=[str(path) for path in written],
@@ -142,7 +146,7 @@ def run(
     loaded = time.perf_counter()
     results = _run(plan, _settings(set_), seed=seed, batch=batch, quiet=as_json)
     finished = time.perf_counter()
-    written = _write(results, out_file, Path("out") / f"{plan.plan.name}-seed{seed}")
+    written = _write(results, out_file, Path("out") / f"{file_name(plan.plan.name)}-seed{seed}")
     _report(
         as_json,
         files=[str(path) for path in written],
@@ -163,18 +167,11 @@ def show(
     device: Device = "cpu",
 ) -> None:
     """Print a graph, or what it has become after a stage of its compilation."""
-    if (Path(graph) / "plan.json").is_file():
-        plan: runtime.CompiledPlan | None = runtime.load(graph)
-        text = plan.plan.graph if plan else ""
-    else:
-        target = _graph(graph)
-        plan = None if stage is None else _compile(target, device=device, quant="none", threads=None, use_cache=True)
-        built = target.build() if hasattr(target, "build") else target
-        text = _form(built, format_)
+    saved = (Path(graph) / "plan.json").is_file()
     if stage is None:
-        print(text)
+        print(_saved_form(runtime.load(graph), format_) if saved else _form(_graph(graph), format_))
         return
-    assert plan is not None
+    plan = runtime.load(graph) if saved else _compile(_graph(graph), device=device, quant="none", threads=None)
     if stage == "list":
         print(plan.stages)
     elif stage in plan.stages:
@@ -264,21 +261,48 @@ def _graph(name: str) -> Any:
         return gallery.find(name).build()
     if not path.is_file():
         raise NoGraphThere(path=path, problem="there is no such file")
-    if path.suffix == ".json":
-        return from_json(path.read_text(encoding="utf-8"))
-    if path.suffix == ".txt":
-        return parse(path.read_text(encoding="utf-8"))
-    if path.suffix != ".py":
+    if path.suffix == ".py":
+        return _run_file(path)
+    read = {".json": from_json, ".txt": parse}.get(path.suffix)
+    if read is None:
         raise NoGraphThere(path=path, problem=f"{path.suffix} is not a form of a graph")
-    import runpy
+    try:
+        return read(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoGraphThere(path=path, problem=f"it cannot be read: {error}") from None
 
-    found = runpy.run_path(str(path)).get("graph")
+
+def _run_file(path: Path) -> Any:
+    """What a Python file assigns to ``graph``. An exception in it is the user's, and told with its line."""
+    from scoregraph.graph.builder import GraphBuilder
+    from scoregraph.graph.graph import Graph
+
+    try:
+        found = runpy.run_path(str(path)).get("graph")
+    except ScoregraphError:
+        raise
+    except SyntaxError as error:
+        raise NoGraphThere(path=path, problem=f"line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f"line {lines[-1]}: " if lines else ""
+        raise NoGraphThere(path=path, problem=f"{place}{type(error).__name__}: {error}") from None
     if found is None:
         raise NoGraphThere(path=path, problem="it does not define a variable 'graph'")
+    if not isinstance(found, Graph | GraphBuilder):
+        raise NoGraphThere(path=path, problem=f"its 'graph' is a {type(found).__name__}")
     return found
 
 
-def _form(graph: Any, format_: str) -> str:
+def _saved_form(plan: runtime.CompiledPlan, format_: str) -> str:
+    """The graph that a saved plan was compiled from."""
+    from scoregraph.graph.text import parse
+
+    return plan.plan.graph if format_ == "text" else _form(parse(plan.plan.graph), format_)
+
+
+def _form(target: Any, format_: str) -> str:
+    graph = target.build() if hasattr(target, "build") else target
     forms = {"text": lambda: str(graph), "mermaid": graph.to_mermaid, "dot": graph.to_dot, "json": graph.to_json}
     if format_ not in forms:
         raise UnknownName(kind="format", name=format_, known=forms)
@@ -294,7 +318,7 @@ def _settings(texts: list[str]) -> dict[str, Any]:
             if not equals:
                 raise ValueError
             found[name] = np.load(value[1:]) if value.startswith("@") else np.array(json.loads(value), dtype=float)
-        except (ValueError, OSError):
+        except (ValueError, TypeError, OSError, EOFError, RecursionError):
             raise BadSetting(text=text) from None
     return found
 
@@ -302,6 +326,7 @@ def _settings(texts: list[str]) -> dict[str, Any]:
 def _compile(target: Any, *, quiet: bool = False, **options: Any) -> runtime.CompiledPlan:
     from scoregraph.compiler import compile
 
+    options.setdefault("use_cache", True)
     if quiet or not err.is_terminal:
         return compile(target, **options)
     with err.status("compiling"):
@@ -311,6 +336,10 @@ def _compile(target: Any, *, quiet: bool = False, **options: Any) -> runtime.Com
 def _run(
     plan: runtime.CompiledPlan, inputs: dict[str, Any], *, seed: int, batch: int, quiet: bool
 ) -> dict[str, np.ndarray]:
+    known = [spec.name for spec in plan.plan.inputs]
+    for name in inputs:  # here, since --set seed=1 must not meet run's own arguments
+        if name not in known:
+            raise UnknownName(kind="input", name=name, known=known)
     if quiet or not err.is_terminal:
         return plan.run(seed=seed, batch=batch, **inputs)
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -332,16 +361,28 @@ def _write(results: dict[str, np.ndarray], wanted: Path | None, stem: Path) -> l
         raise WrongFormat(path=wanted, known=".png, .npy, .npz")
     if wanted is not None and wanted.suffix == ".png" and drawn is None:
         raise WrongFormat(path=wanted, known=".npy, .npz (none of the outputs is a picture)")
-    written: list[Path] = []
     base = wanted.with_suffix("") if wanted else stem
-    base.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        return _write_files(results, wanted, base, drawn)
+    except OSError as error:
+        raise CannotWrite(path=wanted or base, problem=error.strerror or error) from None
+
+
+def _write_files(results: dict[str, np.ndarray], wanted: Path | None, base: Path, drawn: str | None) -> list[Path]:
+    from scoregraph.render import PICTURES
+
+    written: list[Path] = []
     if drawn is not None and (wanted is None or wanted.suffix == ".png"):
         path = base.with_suffix(".png")
         PICTURES[drawn](results[drawn], path, base.name)
         written.append(path)
-    if wanted is not None and wanted.suffix == ".npz" or len(results) > 1:
+    if (wanted is not None and wanted.suffix == ".npz") or len(results) > 1:
         written.append(base.with_suffix(".npz"))
-        np.savez(written[-1], **results)
+        with zipfile.ZipFile(written[-1], "w") as box:  # np.savez takes no output named "file"
+            for name, value in results.items():
+                with box.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, value)
     else:
         written.append(base.with_suffix(".npy"))
         np.save(written[-1], next(iter(results.values())))

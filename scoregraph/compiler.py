@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from scoregraph import backends, cache
-from scoregraph.errors import UncoveredCall, UnknownName, here
-from scoregraph.graph.builder import GraphBuilder
+from scoregraph.errors import ScoregraphError, UncoveredCall, UnknownName, WrongOperand, here
+from scoregraph.graph.builder import GraphBuilder, HasRef
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.values import NetRef
 from scoregraph.graph.verify import verify
@@ -60,11 +61,13 @@ def compile(
     backend = backends.load(device, threads)
     source = _Source(target, networks or {})
     key = source.key(device, quant)
-    if use_cache and (folder := cache.find(key)):
-        plan, constants = files.load(folder)
-        return CompiledPlan(plan, constants, files.load_stages(folder), threads)
-
     fuel = Fuel.from_environment()
+    use_cache = use_cache and fuel.left is None  # a plan with fewer rewrites is not the plan of its graph
+    if use_cache and (folder := cache.find(key)):
+        with contextlib.suppress(ScoregraphError):  # a damaged plan is replaced by the one compiled below
+            plan, constants = files.load(folder)
+            return CompiledPlan(plan, constants, files.load_stages(folder), threads)
+
     stages = _Stages()
     draft = source.lower(device, stages, fuel)
     draft = stages.run(_plan_passes(device), draft, lambda d: plan_text(d.plan), fuel)
@@ -75,7 +78,8 @@ def compile(
     plan = draft.plan.model_copy(update={"graph": source.text, "stages": tuple(stages.data)})
     plan, constants = files.lay_out(plan, draft.arrays)
     if use_cache:
-        with contextlib.suppress(OSError):  # a read-only home must not keep anyone from running a plan
+        # A cache that is read-only, full or in the way of something else must not keep anyone from running a plan.
+        with contextlib.suppress(OSError, ScoregraphError):
             cache.keep(key, plan, constants, stages.texts)
     return CompiledPlan(plan, constants, stages.texts, threads)
 
@@ -94,9 +98,14 @@ class _Stages:
 
     def keep(self, reports: tuple[StageReport[Any], ...], prefix: str = "") -> None:
         for report in reports:
-            name = f"{prefix}{report.name}"
+            name = self._free(f"{prefix}{report.name}")
             self.data.append(report.data().model_copy(update={"name": name}))
             self.texts[name] = report.text
+
+    def _free(self, name: str) -> str:
+        """A name no other stage has: a pass that runs twice is two stages."""
+        again = (f"{name} ({turn})" for turn in itertools.count(2))
+        return name if name not in self.texts else next(each for each in again if each not in self.texts)
 
     def note(self, name: str, text: str, started: float) -> None:
         """A stage that is no pass: what it produced, and how long it took since ``started``."""
@@ -120,18 +129,22 @@ class _Source:
         self.network: Network | None = None
         if isinstance(target, GraphBuilder):
             for net in target.networks:
-                self.networks.setdefault(net.ref.fingerprint, net)
+                self.networks.setdefault(net.ref.fingerprint, cast("Network", net))
             target = target.build()
         if isinstance(target, Graph):
             self.graph = target
             self.name, self.text = target.name, str(target)
-        else:
-            self.network = target
+        elif isinstance(target, HasRef):
+            self.network = cast("Network", target)
             self.name, self.text = target.ref.name, repr(target.ref)
+        else:
+            expected = "a Graph, a GraphBuilder or a network of sg.models"
+            raise WrongOperand(operand="what is compiled", expected=expected, got=repr(target), where=here())
 
     def key(self, device: str, quant: str) -> cache.Key:
-        """What the plan depends on."""
-        return cache.Key(self.name, cache.digest(self.text), device, quant, cache.compiler())
+        """What the plan depends on: of a graph everything but the lines of the user's files."""
+        text = self.text if self.graph is None else str(Graph(self.graph.name, self.graph.outputs))
+        return cache.Key(self.name, cache.digest(text), device, quant, cache.compiler())
 
     def lower(self, device: str, stages: _Stages, fuel: Fuel) -> Draft:
         """Everything from the graph to a draft without memory."""

@@ -127,7 +127,7 @@ class MixedPredictions(ScoregraphError):
 class BranchCount(ScoregraphError):
     """A guidance rule weighs a fixed number of branches: ``cfg`` takes two, the conditional one first::
 
-        g.fuse(sg.guidance.cfg(1.5), g.score(net, step, level), g.score(net, step, blank))
+    g.fuse(sg.guidance.cfg(1.5), g.score(net, step, level), g.score(net, step, blank))
     """
 
     code = "SG103"
@@ -223,7 +223,7 @@ class NoUnconditionalBranch(ScoregraphError):
 class UntypedInput(ScoregraphError):
     """``g.input("name")`` takes its type from the condition it is given to. Anywhere else the type must be said::
 
-        start = g.input("start", net.latent)
+    start = g.input("start", net.latent)
     """
 
     code = "SG112"
@@ -245,8 +245,8 @@ class UnusedValue(ScoregraphError):
 class LoopWithoutStep(ScoregraphError):
     """A loop whose state never moves is a mistake. Its body ends with one step::
 
-        with g.loop(schedule, x) as step:
-            step.advance(sg.samplers.ddim(), g.score(net, step, cond))
+    with g.loop(schedule, x) as step:
+        step.advance(sg.samplers.ddim(), g.score(net, step, cond))
     """
 
     code = "SG114"
@@ -634,7 +634,7 @@ class ImpureModule(ScoregraphError):
 class WrongExample(ScoregraphError):
     """The example inputs do not fit: each must be a tensor with the batch in front, the same for all::
 
-        sg.models.from_module(net, {"x": torch.randn(2, 4, 32, 32), "t": torch.rand(2)}, ...)
+    sg.models.from_module(net, {"x": torch.randn(2, 4, 32, 32), "t": torch.rand(2)}, ...)
     """
 
     code = "SG309"
@@ -854,8 +854,8 @@ class NoGraphThere(ScoregraphError):
 
 
 class BadSetting(ScoregraphError):
-    """``--set`` gives an input its value: ``--set difficulty=60``, one per sample as ``--set difficulty=[10,90]``, or an
-    array from a file as ``--set x=@start.npy``."""
+    """``--set`` gives an input its value: ``--set difficulty=60``, one per sample as ``--set difficulty=[10,90]``, or
+    an array from a file as ``--set x=@start.npy``."""
 
     code = "SG702"
     title = "unreadable setting"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from scoregraph import backends
 from scoregraph.backends.protocol import Cancel, Constants, Program, Progress
-from scoregraph.errors import BadInput, BatchMismatch, Location, MissingInput, UnknownName, here
+from scoregraph.errors import BadInput, BatchMismatch, CannotWrite, Location, MissingInput, UnknownName, here
 from scoregraph.plan import files
 from scoregraph.plan.dims import at, has_batch, parse_dim
 from scoregraph.plan.schema import InputSpec, Plan
@@ -80,8 +81,8 @@ class CompiledPlan:
         """Generate samples.
 
         Args:
-            seed: sample i draws its noise from the key ``seed + i``.
-            seeds: one key per sample, uint64 [batch], in place of ``seed``.
+            seed: sample i draws its noise from the key ``seed + i`` (mod 2^64).
+            seeds: one whole number per sample, [batch], in place of ``seed``.
             batch: the number of samples; taken from ``seeds`` or the inputs where it is not given, else 1.
             progress: called as ``progress(done, total)`` after each step.
             cancel: a flag such as ``threading.Event``; setting it ends the run before the next step.
@@ -100,18 +101,27 @@ class CompiledPlan:
             if name not in specs:
                 raise UnknownName(kind="input", name=name, known=specs, where=where)
         given = {name: self._array(spec, inputs, where) for name, spec in specs.items()}
-        keys = None if seeds is None else np.asarray(seeds, dtype=np.uint64).reshape(-1)
+        keys = None if seeds is None else _keys(seeds, where)
+        first = np.uint64(_key(seed, "seed", where))
         size = self._batch(given, keys, batch, where)
         if keys is None:
-            keys = (np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF) + np.arange(size, dtype=np.uint64)).astype(np.uint64)
+            keys = first + np.arange(size, dtype=np.uint64)  # arrays of unsigned integers wrap around
         bound = {name: self._fit(specs[name], array, size, where) for name, array in given.items()}
         with self._lock:
             return self.program.run(bound, keys, progress, cancel)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the plan as a folder (plan.json, constants.arrow, stages/), atomically. Returns the folder."""
+        """Write the plan as a folder (plan.json, constants.arrow, stages/), atomically. Returns the folder.
+
+        Raises:
+            PlanCorrupt: the folder holds something else than a plan; it is left alone.
+            CannotWrite: the folder cannot be written.
+        """
         folder = Path(folder)
-        files.save(self.plan, bytes(self._constants), self.stages, folder)
+        try:
+            files.save(self.plan, bytes(self._constants), self.stages, folder)
+        except OSError as error:
+            raise CannotWrite(path=folder, problem=error.strerror or error, where=here()) from None
         return folder
 
     def shape(self, spec: InputSpec, batch: int = 1) -> tuple[int, ...]:
@@ -126,11 +136,14 @@ class CompiledPlan:
         dtype = _NUMPY[self.plan.buffers[spec.buffer].dtype]
         try:
             array = np.asarray(value)
-            cast = array.astype(dtype)
-        except (TypeError, ValueError):
+            if array.dtype.kind not in "biuf":
+                raise TypeError
+            with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or wraps is refused below
+                cast = array.astype(dtype)
+        except (TypeError, ValueError, RuntimeError):
             problem = f"{value!r} is not a number or an array of numbers"
             raise BadInput(name=spec.name, problem=problem, help="pass numbers", where=where) from None
-        if dtype.kind == "i" and array.dtype.kind == "f" and not np.array_equal(cast, array):
+        if dtype.kind in "iu" and not np.array_equal(cast, array):
             raise BadInput(name=spec.name, problem="whole numbers are expected", help="round the values", where=where)
         if dtype.kind == "f" and not np.isfinite(cast).all():
             first = tuple(int(i) for i in np.argwhere(~np.isfinite(cast))[0])
@@ -150,7 +163,7 @@ class CompiledPlan:
         """The number of samples, agreed by everything that states one."""
         stated: dict[str, int] = {}
         if batch is not None:
-            stated["batch"] = int(batch)
+            stated["batch"] = _whole(batch, "batch", where)
         if keys is not None:
             stated["seeds"] = len(keys)
         for spec in self.plan.inputs:
@@ -172,6 +185,30 @@ class CompiledPlan:
             raise BadInput(
                 name=spec.name, problem=problem, help=f"give {list(shape)} or {list(shape[1:])}", where=where
             ) from None
+
+
+def _whole(value: Any, name: str, where: Location | str | None) -> int:
+    """A whole number of whatever integer type."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise BadInput(name=name, problem=f"{value!r} is not a whole number", help="pass an int", where=where) from None
+
+
+def _key(value: Any, name: str, where: Location | str | None) -> int:
+    """A seed as the 64 bits that key the noise; negative ones count from the top."""
+    return _whole(value, name, where) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _keys(seeds: ArrayLike, where: Location | str | None) -> np.ndarray:
+    """One key per sample, uint64 [B]."""
+    try:
+        # As objects, since numpy would turn a list with numbers above 2^63 into floats.
+        each = np.asarray(seeds, dtype=None if hasattr(seeds, "dtype") else object).reshape(-1).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        problem = f"{seeds!r} is not a list of whole numbers"
+        raise BadInput(name="seeds", problem=problem, help="pass one int per sample", where=where) from None
+    return np.array([_key(value, "seeds", where) for value in each], np.uint64)
 
 
 def load(folder: str | Path, threads: int | None = None) -> CompiledPlan:

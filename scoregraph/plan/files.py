@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pydantic
@@ -23,6 +24,11 @@ from scoregraph.plan.schema import VERSION, Constant, Plan
 
 ALIGN = 64
 _NUMPY = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8"), "u8": np.dtype("u1")}
+
+
+def file_name(name: str) -> str:
+    """A name from a graph as part of one file name: it may hold slashes, or anything else."""
+    return quote(name, safe=" :")
 
 
 def lay_out(plan: Plan, arrays: Mapping[int, np.ndarray]) -> tuple[Plan, bytes]:
@@ -106,6 +112,8 @@ def parse_plan(text: str, source: str) -> Plan:
         body = json.loads(text)
     except json.JSONDecodeError as error:
         raise PlanCorrupt(problem=f"not JSON: {error.msg}", where=f"{source}:{error.lineno}") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, lists too deep in each other
+        raise PlanCorrupt(problem=f"not JSON: {error}", where=source) from None
     if not isinstance(body, dict) or body.get("format") != "scoregraph-plan":
         raise PlanCorrupt(problem="it is not a scoregraph plan", where=source)
     if body.get("version") != VERSION:
@@ -133,7 +141,7 @@ def save(plan: Plan, constants: bytes, stages: Mapping[str, str], folder: Path) 
         (box / "constants.arrow").write_bytes(constants)
         (box / "stages").mkdir()
         for number, (name, text) in enumerate(stages.items()):
-            (box / "stages" / f"{number:02d}-{name}.txt").write_text(text, encoding="utf-8")
+            (box / "stages" / f"{number:03d}-{file_name(name)}.txt").write_text(text, encoding="utf-8")
         _swap(box, folder)
     finally:
         shutil.rmtree(box, ignore_errors=True)
@@ -141,7 +149,7 @@ def save(plan: Plan, constants: bytes, stages: Mapping[str, str], folder: Path) 
 
 def _swap(box: Path, folder: Path) -> None:
     if folder.exists():
-        if not (folder / "plan.json").exists() and any(folder.iterdir()):
+        if not (folder / "plan.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise PlanCorrupt(problem="the folder exists and holds something else than a plan", where=str(folder))
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
         os.replace(folder, old / "plan")
@@ -166,6 +174,8 @@ def load(folder: Path) -> tuple[Plan, mmap.mmap | bytes]:
         plan = parse_plan(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
         raise PlanCorrupt(problem="it is not UTF-8 text", where=str(path)) from None
+    except OSError as error:
+        raise PlanCorrupt(problem=f"it cannot be read: {error.strerror}", where=str(path)) from None
     data = folder / "constants.arrow"
     if not data.is_file():
         raise PlanCorrupt(problem="constants.arrow is missing", where=str(folder))
@@ -178,8 +188,8 @@ def load(folder: Path) -> tuple[Plan, mmap.mmap | bytes]:
 
 def load_stages(folder: Path) -> dict[str, str]:
     """The text of every stage of a saved plan, in order."""
-    files = sorted((Path(folder) / "stages").glob("*.txt"))
-    return {path.stem.split("-", 1)[1]: path.read_text(encoding="utf-8") for path in files}
+    files = sorted((Path(folder) / "stages").glob("[0-9][0-9][0-9]-*.txt"))
+    return {unquote(path.stem[4:]): path.read_text(encoding="utf-8", errors="replace") for path in files}
 
 
 def read_constant(constant: Constant, constants: bytes | mmap.mmap | memoryview) -> np.ndarray:
