@@ -27,7 +27,7 @@ unsafe impl Sync for Arena {}
 impl Arena {
     /// `len` zero bytes.
     pub fn new(len: usize) -> Result<Arena> {
-        let refuse = || Fault::new(Code::Batch, format!("{} of memory could not be had", human_bytes(len as u64)));
+        let refuse = || Fault::new(Code::TooLarge, format!("{} of memory could not be had", human_bytes(len as u64)));
         let align = if len >= HUGE_PAGE { HUGE_PAGE } else { ALIGN };
         let layout = Layout::from_size_align(len.max(ALIGN), align).map_err(|_| refuse())?;
         // SAFETY: the layout is not empty.
@@ -94,6 +94,6 @@ mod tests {
 
     #[test]
     fn an_absurd_size_is_an_error() {
-        assert_eq!(Arena::new(usize::MAX - 7).unwrap_err().code, Code::Batch);
+        assert_eq!(Arena::new(usize::MAX - 7).unwrap_err().code, Code::TooLarge);
     }
 }

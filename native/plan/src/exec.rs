@@ -170,9 +170,11 @@ impl Program {
             None => scoregraph_simd::detect().map_err(machine)?,
         };
         let threads = thread_count(threads)?;
-        Pool::shared(threads)?;
         if !(constants.ptr as usize).is_multiple_of(CONSTANTS_ALIGN) {
-            return Err(Fault::new(Code::Constants, format!("the constants do not begin at a multiple of {CONSTANTS_ALIGN}")));
+            return Err(Fault::new(
+                Code::Constants,
+                format!("the constants do not begin at a multiple of {CONSTANTS_ALIGN}"),
+            ));
         }
         let plan = schema::read(json)?;
         let places = Places::new(&plan, constants.len)?;
@@ -183,6 +185,7 @@ impl Program {
         // Every rule is proved for the batch of a run when that comes; two sizes now find nearly all mistakes early.
         for batch in [1, 2] {
             program.bind_calls(batch)?;
+            program.bind_ends(batch)?;
         }
         Ok(program)
     }
@@ -208,9 +211,8 @@ impl Program {
 
     fn memory_of(&self, batch: u64, scratch_floats: usize) -> Result<Memory> {
         let (batch_bytes, fixed) = self.places.arena_bytes(batch)?;
-        let too_much = |bytes: u64| {
-            Fault::new(Code::Batch, format!("{batch} samples need {} of memory", human_bytes(bytes)))
-        };
+        let too_much =
+            |bytes: u64| Fault::new(Code::TooLarge, format!("{batch} samples need {} of memory", human_bytes(bytes)));
         let scratch = scratch_floats.checked_mul(4).ok_or_else(|| too_much(u64::MAX))?;
         let total = batch_bytes as u64 + fixed as u64 + (scratch as u64).min(1 << 62);
         if let Some(physical) = physical_memory()
@@ -229,17 +231,26 @@ impl Program {
         self.memory_of(batch, scratch)
     }
 
+    /// The operands of the inputs and of the outputs.
+    fn bind_ends(&self, batch: u64) -> Result<(Vec<Operand>, Vec<Operand>)> {
+        let operand = |buffer, name: &str| {
+            self.places.operand(Ref::Buffer(buffer), batch).map_err(|fault| fault.at(format!("{name:?}")))
+        };
+        let inputs = self.plan.inputs.iter().map(|input| operand(input.buffer, &input.name)).collect::<Result<_>>()?;
+        let outputs =
+            self.plan.outputs.iter().map(|output| operand(output.buffer, &output.name)).collect::<Result<_>>()?;
+        Ok((inputs, outputs))
+    }
+
     fn bind(&self, batch: u64) -> Result<Bound> {
         let (segments, scratch) = self.bind_calls(batch)?;
         let memory = self.memory_of(batch, scratch)?;
-        let operands = |ids: Vec<u64>| -> Result<Vec<Operand>> {
-            ids.into_iter().map(|id| self.places.operand(Ref::Buffer(id), batch)).collect()
-        };
+        let (inputs, outputs) = self.bind_ends(batch)?;
         Ok(Bound {
             batch,
             segments,
-            inputs: operands(self.plan.inputs.iter().map(|i| i.buffer).collect())?,
-            outputs: operands(self.plan.outputs.iter().map(|o| o.buffer).collect())?,
+            inputs,
+            outputs,
             batch_arena: Arena::new(memory.batch)?,
             fixed_arena: Arena::new(memory.fixed)?,
             scratch: Arena::new(memory.scratch)?,
@@ -324,7 +335,8 @@ impl Program {
                 frame.row = row;
                 for (number, kernel) in segment.kernels.iter().enumerate() {
                     if monitor.cancelled() {
-                        return Err(Fault::new(Code::Cancelled, format!("cancelled after {done} of {total} steps")));
+                        let text = format!("cancelled after {done} of {total} steps");
+                        return Err(Fault::new(Code::Cancelled, text).about("", [done as i64, total as i64]));
                     }
                     let start = timed.then(Instant::now);
                     // SAFETY: `bind` resolved all operands for this batch and made the arenas for it; the lock on the
@@ -348,10 +360,13 @@ impl Program {
 
     fn load_inputs(&self, bound: &Bound, inputs: &[Given<'_>]) -> Result<()> {
         if let Some(extra) = inputs.iter().find(|g| self.plan.inputs.iter().all(|spec| spec.name != g.name)) {
-            return Err(Fault::new(Code::Input, format!("the plan has no input named {:?}", extra.name)));
+            return Err(
+                Fault::new(Code::Input, format!("the plan has no input named {:?}", extra.name)).about(extra.name, [])
+            );
         }
         for (spec, operand) in self.plan.inputs.iter().zip(&bound.inputs) {
-            let fault = |code, text: String| Fault::new(code, text).at(format!("input {:?}", spec.name));
+            let fault =
+                |code, text: String| Fault::new(code, text).about(&spec.name, []).at(format!("input {:?}", spec.name));
             let Some(given) = inputs.iter().find(|g| g.name == spec.name) else {
                 return Err(fault(Code::Input, "no value is given".into()));
             };
@@ -390,7 +405,9 @@ impl Program {
 
     fn check_outputs(&self, bound: &Bound, outputs: &[Wanted<'_>]) -> Result<()> {
         for wanted in outputs {
-            let fault = |text: String| Fault::new(Code::Input, text).at(format!("output {:?}", wanted.name));
+            let fault = |text: String| {
+                Fault::new(Code::Input, text).about(wanted.name, []).at(format!("output {:?}", wanted.name))
+            };
             let found = self.plan.outputs.iter().zip(&bound.outputs).find(|(spec, _)| spec.name == wanted.name);
             let Some((_, operand)) = found else { return Err(fault("the plan has no such output".into())) };
             if wanted.dtype != operand.dtype || wanted.bytes.len() != operand.numel() * operand.dtype.size() {

@@ -23,8 +23,10 @@ pub enum Code {
     Range,
     /// A run met an index outside the table it looks into.
     Index,
-    /// A batch is empty or needs more memory than there is.
+    /// A batch is empty.
     Batch,
+    /// A batch needs more memory than there is.
+    TooLarge,
     /// The thread count or instruction set asked for is not to be had.
     Machine,
     /// The run was cancelled.
@@ -47,6 +49,7 @@ impl Code {
             Code::Range => "range",
             Code::Index => "index",
             Code::Batch => "batch",
+            Code::TooLarge => "too-large",
             Code::Machine => "machine",
             Code::Cancelled => "cancelled",
             Code::Internal => "internal",
@@ -63,12 +66,24 @@ pub struct Fault {
     pub text: String,
     /// Where, from the outside in; empty when the whole plan is meant.
     pub place: String,
+    /// The one thing it is about, by name: an input, an output, a layer. Often empty.
+    pub subject: String,
+    /// The numbers the sentence states, for programs that want them: an index and its bound, steps done and in all.
+    pub numbers: Vec<i64>,
 }
 
 impl Fault {
     /// A fault without a place; [`Fault::at`] adds one on the way out.
     pub fn new(code: Code, text: impl Into<String>) -> Self {
-        Fault { code, text: text.into(), place: String::new() }
+        Fault { code, text: text.into(), place: String::new(), subject: String::new(), numbers: Vec::new() }
+    }
+
+    /// The same fault, saying what it is about and which numbers it states.
+    #[must_use]
+    pub fn about(mut self, subject: &str, numbers: impl Into<Vec<i64>>) -> Self {
+        self.subject = subject.into();
+        self.numbers = numbers.into();
+        self
     }
 
     /// A broken rule of the plan format.

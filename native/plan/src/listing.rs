@@ -13,7 +13,8 @@ pub fn listing(program: &Program) -> String {
     // Writing to a string cannot fail, so the results below are not looked at.
     let _ = writeln!(text, "program {} on cpu, {} kernels, {} thread(s)", plan.name, target.isa.name(), target.threads);
     for input in &plan.inputs {
-        let _ = writeln!(text, "input  {} = b{}{}", input.name, input.buffer, shape_of(plan.buffers.iter(), input.buffer));
+        let _ =
+            writeln!(text, "input  {} = b{}{}", input.name, input.buffer, shape_of(plan.buffers.iter(), input.buffer));
     }
     for segment in &plan.segments {
         let table = segment.table.and_then(|id| plan.tables.iter().find(|table| table.id == id));
@@ -44,8 +45,13 @@ pub fn listing(program: &Program) -> String {
         }
     }
     for output in &plan.outputs {
-        let _ =
-            writeln!(text, "output {} = b{}{}", output.name, output.buffer, shape_of(plan.buffers.iter(), output.buffer));
+        let _ = writeln!(
+            text,
+            "output {} = b{}{}",
+            output.name,
+            output.buffer,
+            shape_of(plan.buffers.iter(), output.buffer)
+        );
     }
     text
 }

@@ -11,27 +11,32 @@ const PHILOX_M: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const PHILOX_W: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const PHILOX_ROUNDS: usize = 10;
 
-/// log(1 + f) = f - f²/2 + f³ P(f); from the highest power down.
+/// log(1 + f) = f - f²/2 + f³ P(f); from the highest power down. The digits are those of the Python file.
+#[allow(clippy::excessive_precision, reason = "the digits are Cephes' own")]
 const LOG_POLYNOMIAL: [f32; 9] = [
-    7.037_683_6e-2,
-    -1.151_461e-1,
-    1.167_699_87e-1,
-    -1.242_014_1e-1,
-    1.424_932_3e-1,
-    -1.666_805_8e-1,
-    2.000_071_5e-1,
-    -2.499_999_4e-1,
-    3.333_333_1e-1,
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
 ];
 const SQRT_HALF_BITS: i32 = 0x3F35_04F3;
-const LN2_HIGH: f32 = 0.693_359_4;
-const LN2_LOW: f32 = -2.121_944_4e-4;
+#[allow(clippy::excessive_precision, reason = "exact: nine bits after the point")]
+const LN2_HIGH: f32 = 0.693359375;
+#[allow(clippy::excessive_precision, reason = "the digits are Cephes' own")]
+const LN2_LOW: f32 = -2.12194440e-4;
 /// sin(x) = x + x³ S(x²)
-const SIN_POLYNOMIAL: [f32; 3] = [-1.951_529_6e-4, 8.332_161e-3, -1.666_665_5e-1];
+#[allow(clippy::excessive_precision, reason = "the digits are Cephes' own")]
+const SIN_POLYNOMIAL: [f32; 3] = [-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1];
 /// cos(x) = 1 - x²/2 + x⁴ C(x²)
-const COS_POLYNOMIAL: [f32; 3] = [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2];
+#[allow(clippy::excessive_precision, reason = "the digits are Cephes' own")]
+const COS_POLYNOMIAL: [f32; 3] = [2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2];
 /// Radians in one 2^-24th of a turn.
-const TURN: f32 = 3.745_070_4e-7;
+const TURN: f32 = 3.7450704e-07;
 /// The weight of one unit in the last place of a number in (0, 1) with 24 bits.
 const ULP: f32 = 1.0 / 16_777_216.0;
 
@@ -73,12 +78,7 @@ fn philox_lanes<S: Simd>(simd: S, mut c: [S::I; 4], key: [u32; 2]) -> [S::I; 4] 
         let (high0, low0) = simd.mul_wide(m[0], c[0]);
         let (high1, low1) = simd.mul_wide(m[1], c[2]);
         let keys = k.map(|k| simd.splat_i(k as i32));
-        c = [
-            simd.xor(simd.xor(high1, c[1]), keys[0]),
-            low1,
-            simd.xor(simd.xor(high0, c[3]), keys[1]),
-            low0,
-        ];
+        c = [simd.xor(simd.xor(high1, c[1]), keys[0]), low1, simd.xor(simd.xor(high0, c[3]), keys[1]), low0];
         k = [k[0].wrapping_add(PHILOX_W[0]), k[1].wrapping_add(PHILOX_W[1])];
     }
     c
@@ -163,7 +163,8 @@ pub(crate) fn fill<S: Simd>(simd: S, stream: Stream, group: u64, out: &mut [f32]
             high[lane] = (counter >> 32) as i32;
         }
         // SAFETY: LANES <= 16, the length of every array here.
-        let words = unsafe { philox_lanes(simd, [simd.load_i(low.as_ptr()), simd.load_i(high.as_ptr()), micro, site], key) };
+        let words =
+            unsafe { philox_lanes(simd, [simd.load_i(low.as_ptr()), simd.load_i(high.as_ptr()), micro, site], key) };
         let (z0, z1) = normal_pair(simd, words[0], words[1]);
         let (z2, z3) = normal_pair(simd, words[2], words[3]);
         for (row, z) in lanes.iter_mut().zip([z0, z1, z2, z3]) {
@@ -211,10 +212,7 @@ mod tests {
     #[test]
     fn philox_known_answers() {
         assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
-        assert_eq!(
-            philox4x32([u32::MAX; 4], [u32::MAX; 2]),
-            [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]
-        );
+        assert_eq!(philox4x32([u32::MAX; 4], [u32::MAX; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
         assert_eq!(
             philox4x32([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
             [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]

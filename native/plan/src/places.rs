@@ -102,7 +102,10 @@ impl Places {
             return Err(Fault::plan(format!("it is a view of b{}, which is itself a view", view.base)));
         }
         if base.dtype != buffer.dtype {
-            return Err(Fault::plan(format!("it is {} and a view of b{}, which is {}", buffer.dtype, base.id, base.dtype)));
+            return Err(Fault::plan(format!(
+                "it is {} and a view of b{}, which is {}",
+                buffer.dtype, base.id, base.dtype
+            )));
         }
         Ok(())
     }
@@ -151,8 +154,9 @@ impl Places {
     /// Bytes of both arenas for `batch` samples.
     pub fn arena_bytes(&self, batch: u64) -> Result<(usize, usize)> {
         let total = self.batch_bytes.checked_mul(batch).filter(|&bytes| bytes <= MAX_BYTES);
-        let total =
-            total.ok_or_else(|| Fault::new(Code::Batch, format!("{batch} samples need more memory than can be addressed")))?;
+        let total = total.ok_or_else(|| {
+            Fault::new(Code::TooLarge, format!("{batch} samples need more memory than can be addressed"))
+        })?;
         Ok((total as usize, self.fixed_bytes as usize))
     }
 
@@ -195,9 +199,10 @@ impl Places {
                 (start, window, window.len() as u64)
             }
             Some(view) => {
-                let reach = shape.iter().zip(&view.strides).try_fold(0u64, |reach, (&n, &stride)| {
-                    reach.checked_add((n as u64 - 1).checked_mul(stride)?)
-                });
+                let reach = shape
+                    .iter()
+                    .zip(&view.strides)
+                    .try_fold(0u64, |reach, (&n, &stride)| reach.checked_add((n as u64 - 1).checked_mul(stride)?));
                 let base = &self.buffers[&view.base].0;
                 let elements = multiply(base.shape.iter().map(|d| d.resolve(batch).unwrap_or(0) as u64), MAX_BYTES);
                 let last = reach.and_then(|reach| reach.checked_add(view.offset));
@@ -256,7 +261,10 @@ fn check_constant(constant: &Constant, file: u64) -> Result<()> {
     }
     let wanted = padded.and_then(|n| n.checked_mul(constant.dtype.size() as u64));
     if wanted != Some(constant.nbytes) {
-        return Err(Fault::plan(format!("it says it has {} bytes; its shape and layout need {wanted:?}", constant.nbytes)));
+        return Err(Fault::plan(format!(
+            "it says it has {} bytes; its shape and layout need {wanted:?}",
+            constant.nbytes
+        )));
     }
     if !constant.offset.is_multiple_of(ALIGN) {
         return Err(Fault::plan(format!("its offset {} is not a multiple of {ALIGN}", constant.offset)));
@@ -281,7 +289,11 @@ fn check_buffer(buffer: &Buffer) -> Result<Option<Slot>> {
     let Some(slot) = buffer.slot else {
         if let Some(view) = &buffer.view {
             if view.strides.len() != buffer.shape.len() {
-                return Err(Fault::plan(format!("{} strides for {} dimensions", view.strides.len(), buffer.shape.len())));
+                return Err(Fault::plan(format!(
+                    "{} strides for {} dimensions",
+                    view.strides.len(),
+                    buffer.shape.len()
+                )));
             }
             if view.offset > MAX_SIZE || view.strides.iter().any(|&s| s > MAX_SIZE) {
                 return Err(Fault::memory("its offset or a stride is too large"));
@@ -307,7 +319,9 @@ fn check_buffer(buffer: &Buffer) -> Result<Option<Slot>> {
         MAX_BYTES,
     );
     let end = per_unit
-        .and_then(|n| n.checked_mul(buffer.dtype.size() as u64)?.checked_next_multiple_of(ALIGN)?.checked_add(slot.offset))
+        .and_then(|n| {
+            n.checked_mul(buffer.dtype.size() as u64)?.checked_next_multiple_of(ALIGN)?.checked_add(slot.offset)
+        })
         .filter(|&end| end <= MAX_BYTES)
         .ok_or_else(|| Fault::memory("it is too large"))?;
     if !slot.offset.is_multiple_of(ALIGN) {

@@ -148,9 +148,7 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads` (the caller is one of them).
     pub fn new(threads: usize) -> Result<Pool> {
-        if threads == 0 || threads > MAX_THREADS {
-            return Err(Fault::new(Code::Machine, format!("{threads} threads: choose 1 to {MAX_THREADS}")));
-        }
+        let threads = check_count(threads)?;
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
             next: AtomicUsize::new(0),
@@ -193,18 +191,22 @@ impl Pool {
     }
 }
 
+fn check_count(threads: usize) -> Result<usize> {
+    if (1..=MAX_THREADS).contains(&threads) {
+        return Ok(threads);
+    }
+    Err(Fault::new(Code::Machine, format!("{threads} threads: choose 1 to {MAX_THREADS}")))
+}
+
 /// The number of threads to use: the argument, else `SCOREGRAPH_THREADS`, else what the system offers.
 pub fn thread_count(asked: Option<usize>) -> Result<usize> {
     if let Some(n) = asked {
-        return Ok(n);
+        return check_count(n);
     }
     match std::env::var("SCOREGRAPH_THREADS") {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .ok()
-            .filter(|n| (1..=MAX_THREADS).contains(n))
-            .ok_or_else(|| Fault::new(Code::Machine, format!("SCOREGRAPH_THREADS={text:?} is not a number of threads"))),
+        Ok(text) => text.trim().parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).ok_or_else(|| {
+            Fault::new(Code::Machine, format!("SCOREGRAPH_THREADS={text:?} is not a number of threads"))
+        }),
         Err(_) => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
     }
 }

@@ -37,7 +37,7 @@ impl Dim {
         };
         size.filter(|&n| n <= MAX_SIZE)
             .map(|n| n as usize)
-            .ok_or_else(|| Fault::new(Code::Batch, format!("a dimension {self} is too large for {batch} samples")))
+            .ok_or_else(|| Fault::new(Code::TooLarge, format!("a dimension {self} is too large for {batch} samples")))
     }
 }
 
@@ -79,10 +79,11 @@ impl<'de> Deserialize<'de> for Dim {
 }
 
 /// Element type of a buffer or constant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
     /// IEEE binary32.
+    #[default]
     F32,
     /// 64-bit signed integers: indices.
     I64,
@@ -98,12 +99,6 @@ impl DType {
             DType::I64 => 8,
             DType::U8 => 1,
         }
-    }
-}
-
-impl Default for DType {
-    fn default() -> Self {
-        DType::F32
     }
 }
 
@@ -353,7 +348,10 @@ pub fn read(json: &[u8]) -> Result<PlanFile> {
         version: Option<serde_json::Value>,
     }
     if json.len() > MAX_JSON_BYTES {
-        return Err(Fault::new(Code::Json, format!("plan.json has {} bytes; the limit is {MAX_JSON_BYTES}", json.len())));
+        return Err(Fault::new(
+            Code::Json,
+            format!("plan.json has {} bytes; the limit is {MAX_JSON_BYTES}", json.len()),
+        ));
     }
     let malformed = |e: serde_json::Error| Fault::new(Code::Json, e.to_string());
     let head: Head = serde_json::from_slice(json).map_err(malformed)?;
@@ -363,7 +361,10 @@ pub fn read(json: &[u8]) -> Result<PlanFile> {
     if let Some(found) = head.version
         && found != VERSION
     {
-        return Err(Fault::new(Code::Version, format!("the plan has format version {found}; this build reads {VERSION}")));
+        return Err(Fault::new(
+            Code::Version,
+            format!("the plan has format version {found}; this build reads {VERSION}"),
+        ));
     }
     serde_json::from_slice(json).map_err(malformed)
 }

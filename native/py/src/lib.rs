@@ -38,7 +38,8 @@ mod _native {
         count: usize,
         isa: Option<&str>,
     ) -> PyResult<Bound<'py, pyo3::types::PyBytes>> {
-        let isa = crate::program::parse_isa(isa)?.map_or_else(scoregraph_simd::detect, Ok).map_err(PyValueError::new_err)?;
+        let isa =
+            crate::program::parse_isa(isa)?.map_or_else(scoregraph_simd::detect, Ok).map_err(PyValueError::new_err)?;
         if count > 1 << 28 {
             return Err(PyValueError::new_err("at most 2^28 numbers at once"));
         }

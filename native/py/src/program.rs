@@ -17,14 +17,14 @@ pyo3::create_exception!(
     _native,
     NativeError,
     PyException,
-    "A bad plan or a failed run: args are (code, place, text); `scoregraph.backends.cpu` turns it into an error with a cure."
+    "A bad plan or a failed run: args are (code, place, text, subject, numbers); `scoregraph.backends.cpu` turns it into an error with a cure."
 );
 
 /// How often Python is asked for signals during a run.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub fn to_python(fault: Fault) -> PyErr {
-    NativeError::new_err((fault.code.name(), fault.place, fault.text))
+    NativeError::new_err((fault.code.name(), fault.place, fault.text, fault.subject, fault.numbers))
 }
 
 /// The instruction set of that name, if one is named.
@@ -121,7 +121,7 @@ impl Monitor for PythonMonitor {
 ///     threads: how many threads; None takes SCOREGRAPH_THREADS or all cores.
 ///     isa: "scalar", "avx2" or "avx512"; None takes SCOREGRAPH_ISA or the best.
 ///
-/// Raises NativeError(code, place, text).
+/// Raises NativeError(code, place, text, subject, numbers).
 #[pyclass(frozen, module = "scoregraph._native")]
 pub struct Program {
     inner: scoregraph_plan::Program,
@@ -184,6 +184,7 @@ impl Program {
             // for every function of Python that fills a buffer without the lock.
             let given: Vec<Given<'_>> = inputs
                 .iter()
+                // SAFETY: as above.
                 .map(|(name, bytes)| Given { name, dtype: bytes.dtype, bytes: unsafe { bytes.as_slice() } })
                 .collect();
             let mut wanted: Vec<Wanted<'_>> = outputs
@@ -254,4 +255,3 @@ fn named(objects: &Bound<'_, PyDict>, what: &str, write: bool) -> PyResult<Vec<(
 fn overlap((a, a_len): (*mut u8, usize), (b, b_len): (*mut u8, usize)) -> bool {
     (a as usize) < b as usize + b_len && (b as usize) < a as usize + a_len
 }
-

@@ -113,7 +113,13 @@ impl<'a> Args<'a> {
         self.call.attrs.get(name).filter(|value| !value.is_null())
     }
 
-    fn wrong(&self, name: &str, wanted: &str) -> Fault {
+    /// An attribute of any form.
+    pub fn value(&self, name: &str) -> Result<&'a Value> {
+        self.attr(name).ok_or_else(|| self.wrong(name, "given"))
+    }
+
+    /// The fault that an attribute is not what it must be.
+    pub fn wrong(&self, name: &str, wanted: &str) -> Fault {
         match self.call.attrs.get(name) {
             None | Some(Value::Null) => Fault::plan(format!("the attribute {name} is missing; it must be {wanted}")),
             Some(value) => Fault::plan(format!("the attribute {name} is {value}; it must be {wanted}")),

@@ -17,7 +17,10 @@ struct Fill {
 }
 
 pub(super) fn fill(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
-    Ok(Box::new(Fill { x: args.output("x")?, value: args.number("value")? }))
+    Ok(Box::new(Fill {
+        x: args.output("x")?,
+        value: constant(args.value("value")?).ok_or_else(|| args.wrong("value", "a number"))?,
+    }))
 }
 
 impl Kernel for Fill {
@@ -96,10 +99,18 @@ fn instruction(value: &Value) -> Option<Instr> {
     let (name, operands) = value.as_array()?.split_first()?;
     let index = |value: &Value| usize::try_from(value.as_u64()?).ok();
     match (name.as_str()?, operands) {
-        ("const", [number]) => number.as_f64().map(|number| Instr::Const(number as f32)),
+        ("const", [number]) => constant(number).map(Instr::Const),
         (unary, [a]) => Some(Instr::Unary(unary.parse().ok()?, index(a)?)),
         (binary, [a, b]) => Some(Instr::Binary(binary.parse().ok()?, index(a)?, index(b)?)),
         _ => None,
+    }
+}
+
+/// A number, or the name of one that JSON cannot write: `Infinity`, `-Infinity`, `NaN`.
+fn constant(value: &Value) -> Option<f32> {
+    match value {
+        Value::String(name) => name.parse().ok().filter(|number: &f32| !number.is_finite()),
+        other => other.as_f64().map(|number| number as f32),
     }
 }
 
@@ -134,6 +145,7 @@ struct Embedding {
     w: Operand,
     y: Operand,
     width: usize,
+    site: String,
 }
 
 pub(super) fn embedding(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
@@ -144,11 +156,13 @@ pub(super) fn embedding(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
     index.expect_dense("index")?;
     w.expect_dense("w")?;
     y.expect_dense("y")?;
-    let &[_, width] = w.shape() else { return Err(Fault::plan(format!("w has the shape {:?}, not [N, D]", w.shape()))) };
+    let &[_, width] = w.shape() else {
+        return Err(Fault::plan(format!("w has the shape {:?}, not [N, D]", w.shape())));
+    };
     let mut wanted = index.shape().to_vec();
     wanted.push(width);
     y.expect_shape("y", &wanted)?;
-    Ok(Box::new(Embedding { index, w, y, width }))
+    Ok(Box::new(Embedding { index, w, y, width, site: args.site().into() }))
 }
 
 impl Kernel for Embedding {
@@ -157,7 +171,8 @@ impl Kernel for Embedding {
         let (index, w, y) =
             unsafe { (frame.slice(&self.index), frame.slice(&self.w), frame.slice_mut::<f32>(&self.y)) };
         embedding_kernel(&frame.context(), self.width, w, index, y).map_err(|e| {
-            Fault::new(Code::Index, format!("index {} at position {} is not in 0 … {}", e.index, e.position, e.rows - 1))
+            let text = format!("index {} at position {} is not below {}", e.index, e.position, e.rows);
+            Fault::new(Code::Index, text).about(&self.site, [e.index, e.rows as i64])
         })
     }
 }

@@ -28,7 +28,9 @@ struct Linear {
 pub(super) fn linear(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
     let (x, w, y) = (args.input("x")?, args.input("w")?, args.output("y")?);
     x.expect_plain("x")?;
-    let &[cols, depth] = w.shape() else { return Err(Fault::plan(format!("w has the shape {:?}, not [N, K]", w.shape()))) };
+    let &[cols, depth] = w.shape() else {
+        return Err(Fault::plan(format!("w has the shape {:?}, not [N, K]", w.shape())));
+    };
     let packed = match w.packing {
         Packing::N16 => 0,
         Packing::Plain => {

@@ -2,7 +2,9 @@
 
 use scoregraph_kernels::Act;
 use scoregraph_kernels::group_norm::{GroupNorm as GroupNormArgs, group_norm as group_norm_kernel};
-use scoregraph_kernels::norm::{LayerNorm as LayerNormArgs, layer_norm as layer_norm_kernel, rms_norm as rms_norm_kernel};
+use scoregraph_kernels::norm::{
+    LayerNorm as LayerNormArgs, layer_norm as layer_norm_kernel, rms_norm as rms_norm_kernel,
+};
 use scoregraph_kernels::softmax::softmax as softmax_kernel;
 
 use super::{Args, Frame, Kernel, Target};

@@ -17,7 +17,11 @@ fn per_sample(args: &Args<'_>, operand: &Operand, role: &str) -> Result<(usize, 
     operand.expect_dense(role)?;
     let rows = operand.shape().first().copied().unwrap_or(0);
     if rows == 0 || !rows.is_multiple_of(args.batch) {
-        return Err(Fault::plan(format!("{role} of shape {:?} has no row for each of {} samples", operand.shape(), args.batch)));
+        return Err(Fault::plan(format!(
+            "{role} of shape {:?} has no row for each of {} samples",
+            operand.shape(),
+            args.batch
+        )));
     }
     Ok((operand.numel() / rows, rows / args.batch))
 }
@@ -96,9 +100,8 @@ pub(super) fn step_time(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
 impl Kernel for StepTime {
     unsafe fn run(&self, frame: &Frame<'_>) -> Result<()> {
         // SAFETY: the contract of `run`.
-        let (row, t) = unsafe {
-            (frame.table_row(self.table, self.row.unwrap_or(frame.row)), frame.slice_mut::<f32>(&self.t))
-        };
+        let (row, t) =
+            unsafe { (frame.table_row(self.table, self.row.unwrap_or(frame.row)), frame.slice_mut::<f32>(&self.t)) };
         t.fill(row[self.column]);
         Ok(())
     }

@@ -16,7 +16,10 @@ use crate::schema::Layout as Packing;
 /// The four sizes of a dense image operand.
 fn image(operand: &Operand, role: &str) -> Result<[usize; 4]> {
     operand.expect_dense(role)?;
-    operand.shape().try_into().map_err(|_| Fault::plan(format!("{role} has the shape {:?}, not [n, C, H, W]", operand.shape())))
+    operand
+        .shape()
+        .try_into()
+        .map_err(|_| Fault::plan(format!("{role} has the shape {:?}, not [n, C, H, W]", operand.shape())))
 }
 
 struct Conv2d {

@@ -1,0 +1,114 @@
+"""Plans that break a rule: each is refused with the place and the rule, and nothing runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from small_plan import small_plan
+
+from scoregraph import _native
+
+pytestmark = pytest.mark.native
+
+Body = dict[str, Any]
+SMALL = small_plan()
+
+
+def call(body: Body, segment: int, op: str) -> Body:
+    return next(c for c in body["segments"][segment]["calls"] if c["op"] == op)
+
+
+def named(body: Body, name: str) -> Body:
+    return next(b for b in body["buffers"] if b["name"] == name)
+
+
+def swap(target: Body, key: Any, value: Any) -> None:
+    target[key] = value
+
+
+CASES: list[tuple[str, str, str, Callable[[Body], None]]] = [
+    ("newer version", "version", "format version 2", lambda p: swap(p, "version", 2)),
+    ("not a plan", "json", "not a scoregraph plan", lambda p: swap(p, "format", "onnx")),
+    ("unknown field", "json", "unknown field `colour`", lambda p: swap(p, "colour", 1)),
+    ("negative size", "json", "invalid", lambda p: swap(p["buffers"][0], "shape", ["B", -1])),
+    ("zero times B", "json", "is not a size", lambda p: swap(p["buffers"][0], "shape", ["0B", 1])),
+    ("id twice", "plan", "used twice", lambda p: swap(p["buffers"][1], "id", 0)),
+    ("two batch sizes", "plan", "more than one dimension grows", lambda p: swap(p["buffers"][0], "shape", ["B", "B"])),
+    ("inner batch", "plan", "not its outermost", lambda p: swap(p["buffers"][0], "shape", [2, "B"])),
+    ("wrong arena", "plan", "arena", lambda p: swap(p["buffers"][0]["slot"], "space", "fixed")),
+    ("odd offset", "memory", "multiple of 64", lambda p: swap(p["buffers"][0]["slot"], "offset", 4)),
+    ("huge offset", "memory", "too large", lambda p: swap(p["buffers"][0]["slot"], "offset", 2**63)),
+    ("two owners", "memory", "needed at the same time", lambda p: swap(named(p, "hidden")["slot"], "offset", 64)),
+    ("view too far", "memory", "reaches beyond", lambda p: swap(named(p, "half")["view"], "offset", 3)),
+    ("view too wide", "memory", "reaches beyond", lambda p: swap(named(p, "half")["view"], "strides", [48, 2])),
+    ("view of a view", "plan", "itself a view", lambda p: swap(named(p, "half")["view"], "base", 9 + 2)),
+    ("view of nothing", "plan", "does not exist", lambda p: swap(named(p, "half")["view"], "base", 99)),
+    ("strides short", "plan", "1 strides for 2", lambda p: swap(named(p, "half")["view"], "strides", [1])),
+    ("constant too long", "constants", "of a file of", lambda p: swap(p["constants"][4], "offset", 1 << 20)),
+    ("constant unaligned", "plan", "multiple of 64", lambda p: swap(p["constants"][1], "offset", 4)),
+    ("constant bytes", "plan", "its shape and layout need", lambda p: swap(p["constants"][1], "nbytes", 8)),
+    ("constant layout", "plan", "does not fit the shape", lambda p: swap(p["constants"][1], "layout", "n16")),
+    ("table rows", "plan", "has 9 rows", lambda p: swap(p["tables"][0], "rows", 9)),
+    ("no table", "plan", "no table 3", lambda p: swap(p["segments"][1], "table", 3)),
+    ("unknown op", "plan", "no op named", lambda p: swap(call(p, 1, "linear"), "op", "linaer")),
+    ("unknown role", "plan", "no role named z", lambda p: swap(call(p, 1, "linear")["ins"], "z", "b0")),
+    ("missing role", "plan", "operand w is missing", lambda p: call(p, 1, "linear")["ins"].pop("w")),
+    ("unknown attribute", "plan", "no attribute named eps", lambda p: swap(call(p, 1, "linear")["attrs"], "eps", 1)),
+    ("activation", "plan", "activation", lambda p: swap(call(p, 1, "linear")["attrs"], "act", "swish")),
+    ("wrong depth", "plan", "w takes", lambda p: swap(call(p, 1, "linear")["ins"], "w", "c2")),
+    ("wrong bias", "plan", "bias has the shape", lambda p: swap(call(p, 1, "linear")["ins"], "bias", "c3")),
+    ("write a constant", "memory", "cannot be written", lambda p: swap(call(p, 1, "linear")["outs"], "y", "c1")),
+    ("read before write", "memory", "before anything is written", lambda p: p["segments"][0]["calls"].pop(1)),
+    ("in place", "memory", "overlaps the operand p0", lambda p: swap(call(p, 1, "sampler_step")["outs"], "xin", "b7")),
+    ("column", "plan", "columns", lambda p: swap(call(p, 1, "step_time")["attrs"], "column", 12)),
+    ("b columns", "plan", "columns", lambda p: swap(call(p, 1, "sampler_step")["attrs"], "b", 10)),
+    ("fixed row", "plan", "row is 8", lambda p: swap(call(p, 0, "step_input")["attrs"], "row", 8)),
+    ("row missing", "plan", "not in a loop", lambda p: call(p, 0, "step_input")["attrs"].pop("row")),
+    ("program", "plan", "instruction", lambda p: swap(call(p, 1, "pointwise")["attrs"], "program", [["add", 0]])),
+    ("program value", "plan", "", lambda p: swap(call(p, 1, "pointwise")["attrs"], "program", [["add", 0, 9]])),
+    ("input is a view", "plan", "memory of its own", lambda p: swap(p["inputs"][0], "buffer", 12)),
+    ("output unwritten", "memory", "nothing writes", lambda p: p["segments"].pop(2)),
+    ("dtype", "plan", "is i64, not f32", lambda p: swap(named(p, "summed"), "dtype", "i64")),
+]
+
+
+@pytest.mark.parametrize(("code", "says", "edit"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_a_broken_rule_is_named(code, says, edit):
+    body = SMALL.mutable()
+    edit(body)
+    with pytest.raises(_native.NativeError) as caught:
+        _native.Program(json.dumps(body).encode(), SMALL.constants, 1)
+    found, place, text, *_ = caught.value.args
+    assert (found, says in text) == (code, True), f"{found}: {place}: {text}"
+
+
+def test_a_fault_of_a_call_names_segment_call_and_site():
+    body = SMALL.mutable()
+    call(body, 1, "linear")["ins"]["w"] = "c2"
+    with pytest.raises(_native.NativeError) as caught:
+        _native.Program(json.dumps(body).encode(), SMALL.constants, 1)
+    assert caught.value.args[1] == "segment loop, call 4 (linear at net.0)"
+
+
+def test_truncated_text_and_constants_are_refused():
+    text = SMALL.json()
+    for end in (0, 1, len(text) // 2, len(text) - 1):
+        with pytest.raises(_native.NativeError) as caught:
+            _native.Program(text[:end], SMALL.constants, 1)
+        assert caught.value.args[0] == "json"
+    with pytest.raises(_native.NativeError) as caught:
+        _native.Program(text, SMALL.constants[:-64], 1)
+    assert caught.value.args[0] == "constants"
+
+
+def test_outputs_that_share_memory_are_refused():
+    import numpy as np
+
+    program = _native.Program(SMALL.json(), SMALL.constants, 1)
+    memory = np.zeros((1, 24), np.float32)
+    outputs = {"x": memory, "half": memory.reshape(-1)[:12]}
+    with pytest.raises(ValueError, match="shares memory"):
+        program.run({"level": np.zeros((1, 1), np.float32)}, outputs, np.zeros(1, np.uint64))

@@ -1,0 +1,138 @@
+"""Ten thousand plans that somebody damaged: each gives an error or an answer, and none takes the process down.
+
+The mutants run in child processes, a few hundred each, so that a crash is seen and its mutant is named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.native
+
+MUTANTS, PER_PROCESS = 10_000, 2_500
+EXTREMES: list[Any] = [
+    *(0, 1, 2, -1, 3, 7, 63, 64, 65, 4096, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**46, 2**53),
+    *(2**63 - 1, 2**63, 2**64 - 1, 2**64, 1e308, -1e308, 1e-308, 0.5, None, True, False),
+    *("B", "2B", "0B", "999999999B", "99999999999999999999B", "b0", "b1", "b8", "b9", "b13", "c0", "c4", "b99", "c99"),
+    *("", "\u0000", "i64", "u8", "f32", "fixed", "batch", "n16", "oc8", "plain", "Infinity"),
+    *([], {}, [0, 0], [1, 1], [2**40, 2**40], [["const", 1e39]]),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value in a JSON document."""
+    found = [path] if path else []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            found += places(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            found += places(inner, (*path, index))
+    return found
+
+
+def parent_of(body: Any, path: tuple[Any, ...]) -> Any:
+    for key in path[:-1]:
+        body = body[key]
+    return body
+
+
+def mutate(body: Any, rng: random.Random) -> None:
+    """One to three edits: a value replaced, deleted, doubled, renamed, nudged, swapped with another, or aliased."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        paths = places(body)
+        path = rng.choice(paths)
+        target, key = parent_of(body, path), path[-1]
+        kind = rng.randrange(8)
+        if kind == 0:
+            del target[key]
+        elif kind in (1, 2):
+            target[key] = rng.choice(EXTREMES)
+        elif kind == 3 and isinstance(target, list):
+            target.insert(rng.randrange(len(target) + 1), json.loads(json.dumps(target[key])))
+        elif kind == 4 and isinstance(target, dict):
+            target[rng.choice(("x", "y", "w", "act", "offset", "extra", "r2", "p1"))] = target.pop(key)
+        elif kind == 5 and isinstance(target[key], int) and not isinstance(target[key], bool):
+            target[key] += rng.choice((-64, -16, -8, -1, 1, 8, 16, 64, 128))
+        elif kind == 6:
+            other = rng.choice([p for p in paths if p[: len(path)] != path and path[: len(p)] != p] or [path])
+            target[key] = json.loads(json.dumps(parent_of(body, other)[other[-1]]))
+        else:
+            # Alias: one operand of some call becomes another buffer, or one slot moves onto another.
+            calls = [c for s in body.get("segments", []) if isinstance(s, dict) for c in s.get("calls", [])]
+            calls = [c for c in calls if isinstance(c, dict)]
+            roles = [c[side] for c in calls for side in ("ins", "outs") if isinstance(c.get(side), dict) and c[side]]
+            if roles:
+                role = rng.choice(roles)
+                role[rng.choice(list(role))] = f"b{rng.randrange(14)}"
+
+
+def run_mutants(first: int, last: int) -> dict[str, int]:
+    """Runs mutants ``first … last-1`` in this process; says before each which it is, so that a crash names it."""
+    from small_plan import WIDTH, expected, small_plan
+
+    from scoregraph import _native
+
+    small = small_plan()
+    seeds = np.array([3, 4], np.uint64)
+    level = np.array([[0.5], [-1.0]], np.float32)
+    exact = expected(level, seeds)
+    counts = {"refused": 0, "ran": 0, "right": 0}
+    for number in range(first, last):
+        os.write(1, f"{number}\n".encode())
+        rng = random.Random(number)
+        constants, text = small.constants, small.json()
+        if rng.random() < 0.05:
+            constants = constants[: rng.randrange(len(constants))]
+        elif rng.random() < 0.1:
+            damaged = bytearray(text)
+            for _ in range(rng.randrange(1, 4)):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            text = bytes(damaged[: rng.choice((len(damaged), rng.randrange(len(damaged))))])
+        else:
+            body = small.mutable()
+            mutate(body, rng)
+            text = json.dumps(body).encode()
+        made = {"x": np.empty((2, WIDTH), np.float32), "half": np.empty((2, WIDTH // 2), np.float32)}
+        try:
+            program = _native.Program(text, constants, 1 + number % 2)
+            program.memory(3)
+            program.run({"level": level}, made, seeds)
+        except (_native.NativeError, ValueError) as error:
+            if error.args[0] == "internal":
+                raise RuntimeError(f"mutant {number} found a fault of ours") from error
+            counts["refused"] += 1
+            continue
+        counts["ran"] += 1
+        counts["right"] += bool(np.abs(made["x"] - exact).max() <= 1e-4)
+    return counts
+
+
+@pytest.mark.parametrize("first", range(0, MUTANTS, PER_PROCESS))
+def test_a_damaged_plan_is_an_error_or_runs_and_never_crashes(first):
+    code = f"import test_untrusted_plans as t; print(t.run_mutants({first}, {first + PER_PROCESS}))"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=280,
+        check=False,
+    )
+    lines = child.stdout.splitlines()
+    assert child.returncode == 0, f"mutant {lines[-1] if lines else '?'}: {child.returncode}\n{child.stderr[-2000:]}"
+    counts = json.loads(lines[-1].replace("'", '"'))
+    # A mutation of a name, a comment or an unread constant leaves the plan right, and most others are refused.
+    assert counts["refused"] > PER_PROCESS // 2
+    assert counts["right"] > PER_PROCESS // 100
+    print(counts)
