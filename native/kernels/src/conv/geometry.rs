@@ -117,8 +117,8 @@ pub(super) struct Tiling {
     pub row_pitch: usize,
     /// Floats from a channel's first plane to the next channel's.
     pub channel_pitch: usize,
-    /// Offset of each tap `(ky, kx)`, row-major, from the channel's first element.
-    pub taps: Vec<usize>,
+    /// Offset in scratch of what each tap `(channel, ky, kx)`, row-major, reads for the first output pixel.
+    pub offsets: Vec<u32>,
     /// Floats of scratch one tile needs, slack included.
     pub scratch: usize,
 }
@@ -155,11 +155,13 @@ impl Tiling {
         let plane_rows = rows.checked_add(halo)?;
         let plane = plane_rows.checked_mul(row_pitch)?;
         let channel_pitch = spread(plane.checked_mul(phases[0])?.checked_mul(phases[1])?)?;
-        let taps = (0..kh * kw)
-            .map(|tap| {
-                let (ky, kx) = (tap / kw, tap % kw);
+        let scratch = channel_pitch.checked_mul(shape.channels)?.checked_add(SLACK)?;
+        u32::try_from(scratch).ok()?;
+        let taps = (0..shape.channels).flat_map(|channel| (0..kh * kw).map(move |tap| (channel, tap / kw, tap % kw)));
+        let offsets = taps
+            .map(|(channel, ky, kx)| {
                 let phase = (ky % sy) * phases[1] + kx % sx;
-                phase * plane + (ky / sy) * row_pitch + kx / sx
+                (channel * channel_pitch + phase * plane + (ky / sy) * row_pitch + kx / sx) as u32
             })
             .collect();
         let by_rows = rows * output[1].div_ceil(lanes);
@@ -175,8 +177,8 @@ impl Tiling {
             plane_rows,
             row_pitch,
             channel_pitch,
-            taps,
-            scratch: channel_pitch.checked_mul(shape.channels)?.checked_add(SLACK)?,
+            offsets,
+            scratch,
         })
     }
 

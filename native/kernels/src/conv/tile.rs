@@ -119,7 +119,7 @@ impl Kernel for Tile<'_> {
         assert!(self.scratch.len() >= tiling.scratch);
 
         let mut sums: Sums = [0.0; FILTER_BLOCK * PIXELS * MAX_LANES + MAX_LANES];
-        let block_elements = FILTER_BLOCK * shape.channels * tiling.taps.len();
+        let block_elements = FILTER_BLOCK * tiling.offsets.len();
         let first_filter = self.filter_tile * tiling.blocks * FILTER_BLOCK;
         let end_filter = (first_filter + tiling.blocks * FILTER_BLOCK).min(shape.filters);
         let mut group = Group::new(tiling, rows);
@@ -131,31 +131,15 @@ impl Kernel for Tile<'_> {
                 let weights = block.as_ptr().wrapping_add(filter % FILTER_BLOCK);
                 let left = end_filter - filter;
                 let wide = S::LANES == MAX_LANES && left > 4;
-                // SAFETY: `pixels` point to vectors of the tile's first channel in scratch. A vector starts at an output pixel,
-                // so `channel * channel_pitch + tap` from there it starts inside that channel's planes, and it ends within
-                // the slack that `Tiling::scratch` counts in. `weights` has FILTER_BLOCK floats per channel and tap, of
+                // SAFETY: `pixels` point to vectors of the tile's first channel in scratch. A vector starts at an output
+                // pixel, so at any offset from there it starts inside the plane that the tap reads, and it ends within
+                // the slack that `Tiling::scratch` counts in. A block of weights has FILTER_BLOCK floats per offset, of
                 // which the kernel reads 8 from the first, or 4 from the first or the fifth.
                 unsafe {
                     if wide {
-                        multiply_vectors::<S, 8>(
-                            simd,
-                            group.vectors,
-                            pixels,
-                            weights,
-                            shape.channels,
-                            tiling,
-                            &mut sums,
-                        );
+                        multiply_vectors::<S, 8>(simd, group.vectors, pixels, weights, tiling, &mut sums);
                     } else {
-                        multiply_vectors::<S, 4>(
-                            simd,
-                            group.vectors,
-                            pixels,
-                            weights,
-                            shape.channels,
-                            tiling,
-                            &mut sums,
-                        );
+                        multiply_vectors::<S, 4>(simd, group.vectors, pixels, weights, tiling, &mut sums);
                     }
                 }
                 let filters = if wide { 8 } else { 4 };
@@ -204,7 +188,6 @@ unsafe fn multiply_vectors<S: Simd, const FILTERS: usize>(
     vectors: usize,
     pixels: [*const f32; PIXELS],
     weights: *const f32,
-    channels: usize,
     tiling: &Tiling,
     sums: &mut Sums,
 ) {
@@ -212,44 +195,41 @@ unsafe fn multiply_vectors<S: Simd, const FILTERS: usize>(
     // SAFETY: the caller's contract.
     unsafe {
         match vectors {
-            1 => multiply::<S, FILTERS, 1>(simd, [first], weights, channels, tiling, sums),
-            2 => multiply::<S, FILTERS, 2>(simd, [first, second], weights, channels, tiling, sums),
-            _ => multiply::<S, FILTERS, 3>(simd, pixels, weights, channels, tiling, sums),
+            1 => multiply::<S, FILTERS, 1>(simd, [first], weights, tiling, sums),
+            2 => multiply::<S, FILTERS, 2>(simd, [first, second], weights, tiling, sums),
+            _ => multiply::<S, FILTERS, 3>(simd, pixels, weights, tiling, sums),
         }
     }
 }
 
-/// The register kernel: `sums[f][v] = Σ_channel Σ_tap weights[channel][tap][f] * pixels[v][channel * pitch + tap]`.
+/// The register kernel: `sums[f][v] = Σ_i weights[i][f] * pixels[v][offsets[i]]`, i over channels and taps.
+///
+/// One loop over both: an inner loop over the taps would mispredict its end once per channel.
 ///
 /// # Safety
-/// For every channel and tap, `FILTERS` floats are readable at `weights + (channel * taps + tap) * 8`, and a vector at
-/// `pixels[v] + channel * channel_pitch + tap` for every v.
+/// For every offset i, `FILTERS` floats are readable at `weights + i * 8`, and a vector at `pixels[v] + offsets[i]` for
+/// every v.
 #[inline(always)]
 unsafe fn multiply<S: Simd, const FILTERS: usize, const VECTORS: usize>(
     simd: S,
     pixels: [*const f32; VECTORS],
     mut weights: *const f32,
-    channels: usize,
     tiling: &Tiling,
     sums: &mut Sums,
 ) {
     let mut sum = [[simd.splat(0.0); VECTORS]; FILTERS];
-    for channel in 0..channels {
-        let plane = channel * tiling.channel_pitch;
-        for tap in &tiling.taps {
-            // SAFETY: the caller's contract; a step of `weights` is one tap.
-            unsafe {
-                let x: [S::F; VECTORS] = std::array::from_fn(|v| simd.load(pixels[v].add(plane + tap)));
-                let mut weight = weights;
-                for row in &mut sum {
-                    let w = simd.splat(*weight);
-                    for v in 0..VECTORS {
-                        row[v] = simd.mul_add(w, x[v], row[v]);
-                    }
-                    (weight, *row) = simd.pin(weight.add(1), *row);
+    for &offset in &tiling.offsets {
+        // SAFETY: the caller's contract; a step of `weights` is one offset.
+        unsafe {
+            let x: [S::F; VECTORS] = std::array::from_fn(|v| simd.load(pixels[v].add(offset as usize)));
+            for (filter, row) in sum.iter_mut().enumerate() {
+                let w = simd.splat(*weights.add(filter));
+                for v in 0..VECTORS {
+                    row[v] = simd.mul_add(w, x[v], row[v]);
                 }
-                weights = weights.add(FILTER_BLOCK);
+                (weights, *row) = simd.pin(weights, *row);
             }
+            weights = weights.add(FILTER_BLOCK);
         }
     }
     const { assert!(FILTERS <= FILTER_BLOCK && VECTORS <= PIXELS && S::LANES <= MAX_LANES) };
