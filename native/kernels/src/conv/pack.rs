@@ -6,6 +6,7 @@ use super::geometry::{Conv2dShape, Tiling};
 ///
 /// `x` is one sample `[I, H, W]`; `scratch` has at least `tiling.scratch` floats. Everything a tap of those rows reads is
 /// written; the padding between channels and the slack at the end are not read into any result.
+#[inline(always)]
 pub(super) fn pack_tile(shape: &Conv2dShape, tiling: &Tiling, x: &[f32], first_row: usize, scratch: &mut [f32]) {
     let [height, width] = shape.input;
     let [sy, sx] = shape.stride;
@@ -32,14 +33,29 @@ pub(super) fn pack_tile(shape: &Conv2dShape, tiling: &Tiling, x: &[f32], first_r
                         continue;
                     }
                     let inside = &line[first * sx + phase_x - pad_x..];
-                    if sx == 1 {
-                        packed[first..end].copy_from_slice(&inside[..end - first]);
-                    } else {
-                        for (to, from) in packed[first..end].iter_mut().zip(inside.iter().step_by(sx)) {
-                            *to = *from;
-                        }
-                    }
+                    gather(&mut packed[first..end], inside, sx);
                 }
+            }
+        }
+    }
+}
+
+/// `packed[i] = line[i * stride]`, with the strides of U-Nets as constants.
+#[inline(always)]
+fn gather(packed: &mut [f32], line: &[f32], stride: usize) {
+    match stride {
+        1 => packed.copy_from_slice(&line[..packed.len()]),
+        2 => {
+            let (pairs, last) = line.as_chunks::<2>();
+            let (whole, rest) = packed.split_at_mut(packed.len().min(pairs.len()));
+            for (to, from) in whole.iter_mut().zip(pairs) {
+                *to = from[0];
+            }
+            rest.copy_from_slice(&last[..rest.len()]);
+        }
+        _ => {
+            for (to, from) in packed.iter_mut().zip(line.iter().step_by(stride)) {
+                *to = *from;
             }
         }
     }
