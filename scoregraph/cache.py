@@ -1,6 +1,6 @@
 """Compiled plans kept on disk under readable, content-addressed names, and the reason whenever one is not found.
 
-A key has parts (graph, device, quantization, compiler, format); its name is
+A key has parts (structure of the graph, device, quantization, compiler, format); its name is
 ``<graph name>-<device>-<digest of the parts>``. Beside each plan lies ``key.json`` with the parts in clear, so that a
 miss can say which part differs from the nearest plan that is there. Plans are written to a temporary folder and
 renamed: a reader never sees half of one.
@@ -26,7 +26,7 @@ class Key:
     """What a plan depends on. Every part is text; two plans with equal parts are the same."""
 
     name: str
-    graph: str
+    structure: str
     device: str
     quant: str
     compiler: str

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scoregraph.models.network import Network
     from scoregraph.passes.base import Pass
     from scoregraph.plan.draft import Draft
+    from scoregraph.plan.schema import Plan
 
 RECIPES = ("none",)
 """What ``quant`` may be."""
@@ -60,15 +61,18 @@ def compile(
         raise UnknownName(kind="quantization recipe", name=quant, known=RECIPES, where=where)
     backend = backends.load(device, threads)
     source = _Source(target, networks or {})
-    key = source.key(device, quant)
     fuel = Fuel.from_environment()
     use_cache = use_cache and fuel.left is None  # a plan with fewer rewrites is not the plan of its graph
+    stages = _Stages()
+    key = source.fold(stages, fuel).key(device, quant)
     if use_cache and (folder := cache.find(key)):
         with contextlib.suppress(ScoregraphError):  # a damaged plan is replaced by the one compiled below
             plan, constants = files.load(folder)
-            return CompiledPlan(plan, constants, files.load_stages(folder), threads)
+            texts = files.load_stages(folder)
+            if plan.graph != source.text:
+                plan, constants = source.retable(plan, constants)
+            return CompiledPlan(plan, constants, {**texts, **stages.texts}, threads)
 
-    stages = _Stages()
     draft = source.lower(device, stages, fuel)
     draft = stages.run(_plan_passes(device), draft, lambda d: plan_text(d.plan), fuel)
     for segment in draft.plan.segments:
@@ -86,7 +90,7 @@ def compile(
 
 def cache_key(target: Graph | GraphBuilder | Network, *, device: str = "cpu", quant: str = "none") -> cache.Key:
     """The key under which ``compile`` keeps the plan of ``target``."""
-    return _Source(target, {}).key(device, quant)
+    return _Source(target, {}).fold(_Stages(), Fuel()).key(device, quant)
 
 
 class _Stages:
@@ -141,26 +145,42 @@ class _Source:
             expected = "a Graph, a GraphBuilder or a network of sg.models"
             raise WrongOperand(operand="what is compiled", expected=expected, got=repr(target), where=here())
 
+    def fold(self, stages: _Stages, fuel: Fuel) -> _Source:
+        """Run the passes over the graph, after which its structure is known. Needs no network; returns itself."""
+        if self.graph is not None:
+            started = time.perf_counter()
+            verify(self.graph, "built")
+            stages.note("graph", self.text, started)
+            self.graph = cast(Graph, stages.run(_sampling_passes(), self.graph, str, fuel))
+            verify(self.graph, "tabled")
+        return self
+
     def key(self, device: str, quant: str) -> cache.Key:
-        """What the plan depends on: of a graph everything but the lines of the user's files."""
-        text = self.text if self.graph is None else str(Graph(self.graph.name, self.graph.outputs))
+        """What the plan depends on, up to its tables. The source is folded."""
+        from scoregraph.passes.sampling.structure import structure
+
+        text = structure(self.graph) if self.graph is not None else self.text
         return cache.Key(self.name, cache.digest(text), device, quant, cache.compiler())
 
+    def retable(self, plan: Plan, constants: files.Bytes) -> tuple[Plan, bytes]:
+        """A plan of the same structure with this graph's tables."""
+        from scoregraph.passes.plan.replace_tables import replace_tables
+
+        assert self.graph is not None, "only a graph has tables"
+        arrays = {constant.id: files.read_constant(constant, constants) for constant in plan.constants}
+        plan, arrays = replace_tables(plan, arrays, self.graph)
+        return files.lay_out(plan.model_copy(update={"graph": self.text}), arrays)
+
     def lower(self, device: str, stages: _Stages, fuel: Fuel) -> Draft:
-        """Everything from the graph to a draft without memory."""
+        """Everything from the folded graph to a draft without memory."""
         from scoregraph.passes.lower.network import lower_network
         from scoregraph.passes.lower.sampling import lower_sampling
 
         if self.network is not None:
             programs = self._programs({self.network.ref.fingerprint: self.network}, stages, fuel)
             return lower_network(self.network.ref, programs, device)
-        assert self.graph is not None
         graph = self.graph
-        started = time.perf_counter()
-        verify(graph, "built")
-        stages.note("graph", str(graph), started)
-        graph = stages.run(_graph_passes(), graph, str, fuel)
-        verify(graph, "folded")
+        assert graph is not None, "a source is a graph or a network"
         programs = self._programs({net.fingerprint: self._find(net) for net in graph.nets}, stages, fuel)
         started = time.perf_counter()
         draft = lower_sampling(graph, programs, device)
@@ -193,7 +213,7 @@ class _Source:
         return lambda ref, part: parts.get((ref.fingerprint, part))
 
 
-def _graph_passes() -> list[Pass[Graph]]:
+def _sampling_passes() -> list[Pass[Graph]]:
     from scoregraph.passes.sampling.pipeline import SAMPLING_PASSES
 
     return list(SAMPLING_PASSES)

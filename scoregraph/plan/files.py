@@ -22,6 +22,9 @@ import pydantic
 from scoregraph.errors import PlanCorrupt, PlanMissing, PlanVersion
 from scoregraph.plan.schema import VERSION, Constant, Plan
 
+Bytes = bytes | mmap.mmap | memoryview
+"""The contents of a constants file, in memory or mapped."""
+
 ALIGN = 64
 _NUMPY = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8"), "u8": np.dtype("u1")}
 
@@ -192,7 +195,7 @@ def load_stages(folder: Path) -> dict[str, str]:
     return {unquote(path.stem[4:]): path.read_text(encoding="utf-8", errors="replace") for path in files}
 
 
-def read_constant(constant: Constant, constants: bytes | mmap.mmap | memoryview) -> np.ndarray:
+def read_constant(constant: Constant, constants: Bytes) -> np.ndarray:
     """The packed values of one constant, without a copy, as a flat array."""
     dtype = _NUMPY[constant.dtype]
     return np.frombuffer(constants, dtype, count=constant.nbytes // dtype.itemsize, offset=constant.offset)
