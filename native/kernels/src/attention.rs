@@ -182,8 +182,7 @@ impl Kernel for Tile<'_> {
                         // SAFETY: elements `start..start + block` of a row of the mask.
                         unsafe { add_strided(s, scores, mask.row(first + row).add(start * mask.cols), mask.cols) };
                     }
-                    let sums = if start == 0 { &mut [] } else { sums };
-                    running[row] = soften(s, scores, running[row], sums);
+                    running[row] = soften(s, scores, running[row], (start > 0).then_some(sums));
                 }
                 // SAFETY: as above.
                 unsafe {
@@ -203,37 +202,54 @@ impl Kernel for Tile<'_> {
     }
 }
 
-/// Turns scores into weights relative to the largest so far, and scales the sums of the blocks before to it. Takes and
-/// returns the running (largest score, sum of weights).
+/// Turns scores into weights relative to the largest so far, and scales the sums of the blocks before to it, if there
+/// were any. Takes and returns the running (largest score, sum of weights).
 #[inline(always)]
-fn soften<S: Simd>(s: S, scores: &mut [f32], (largest, weight): (f32, f32), sums: &mut [f32]) -> (f32, f32) {
-    let new = {
-        let here = max(s, scores);
-        // Written so that NaN stays, if it shows; if not, it comes back through the weights.
-        if largest > here { largest } else { here }
-    };
+fn soften<S: Simd>(s: S, scores: &mut [f32], (largest, weight): (f32, f32), sums: Option<&mut [f32]>) -> (f32, f32) {
+    let here = max(s, scores);
+    // A NaN that this drops comes back through the weights.
+    let new = if largest > here { largest } else { here };
     // While everything is masked, weights are exp(-inf - 0) = 0, not NaN: a later block may not be masked.
     let base = if new == f32::NEG_INFINITY { 0.0 } else { new };
-    let base_vector = s.splat(base);
-    let mut total = s.splat(0.0);
-    for chunk in scores.chunks_mut(S::LANES) {
-        // SAFETY: only the elements of `chunk` are touched.
-        unsafe {
-            let score = s.load_or(chunk.as_ptr(), chunk.len(), s.splat(f32::NEG_INFINITY));
-            let e = math::exp(s, s.sub(score, base_vector));
-            total = s.add(total, e);
-            s.store_first(chunk.as_mut_ptr(), e, chunk.len());
-        }
-    }
-    let shrink = s.reduce_max(math::exp(s, s.splat(largest - base)));
+    let total = exponentials(s, scores, s.splat(base));
+    let Some(sums) = sums else { return (new, total) };
+    let shrink = if largest == base { 1.0 } else { s.reduce_max(math::exp(s, s.splat(largest - base))) };
     if shrink != 1.0 {
         let shrink = s.splat(shrink);
-        for chunk in sums.chunks_mut(S::LANES) {
-            // SAFETY: `sums` is a whole number of panels, so every chunk is a vector.
+        for chunk in sums.chunks_exact_mut(S::LANES) {
+            // SAFETY: the chunk is a vector.
             unsafe { s.store(chunk.as_mut_ptr(), s.mul(shrink, s.load(chunk.as_ptr()))) };
         }
     }
-    (new, weight * shrink + s.reduce_add(total))
+    (new, weight * shrink + total)
+}
+
+/// `x[i] = exp(x[i] - base)`; returns their sum.
+#[inline(always)]
+fn exponentials<S: Simd>(s: S, x: &mut [f32], base: S::F) -> f32 {
+    let mut totals = [s.splat(0.0); 2];
+    let mut pairs = x.chunks_exact_mut(2 * S::LANES);
+    for pair in &mut pairs {
+        for (i, total) in totals.iter_mut().enumerate() {
+            // SAFETY: the pair is two vectors.
+            unsafe {
+                let at = pair.as_mut_ptr().add(i * S::LANES);
+                let e = math::exp(s, s.sub(s.load(at), base));
+                *total = s.add(*total, e);
+                s.store(at, e);
+            }
+        }
+    }
+    for chunk in pairs.into_remainder().chunks_mut(S::LANES) {
+        // SAFETY: only the elements of `chunk` are touched; the lanes past them count as exp(-inf) = 0.
+        unsafe {
+            let score = s.load_or(chunk.as_ptr(), chunk.len(), s.splat(f32::NEG_INFINITY));
+            let e = math::exp(s, s.sub(score, base));
+            totals[0] = s.add(totals[0], e);
+            s.store_first(chunk.as_mut_ptr(), e, chunk.len());
+        }
+    }
+    s.reduce_add(s.add(totals[0], totals[1]))
 }
 
 /// `to[i] = scale * from[i * step]`
