@@ -179,7 +179,7 @@ class CompiledPlan:
     def _fit(self, spec: InputSpec, array: np.ndarray, batch: int, where: Location | str | None) -> np.ndarray:
         shape = self.shape(spec, batch)
         try:
-            return np.ascontiguousarray(np.broadcast_to(array, shape))
+            return np.array(np.broadcast_to(array, shape), order="C")  # a copy: nobody else's memory, and writable
         except ValueError:
             problem = f"its shape is {list(array.shape)}"
             raise BadInput(
