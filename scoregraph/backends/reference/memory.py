@@ -51,7 +51,7 @@ def load_constants(plan: Plan, data: Constants, dtype: torch.dtype) -> dict[str,
 
 
 def place_buffers(plan: Plan, batch: int, dtype: torch.dtype, *, planned: bool) -> dict[str, Tensor]:
-    """All buffers by reference (``b0`` …) for a run of ``batch`` samples; views share their base's storage."""
+    """The buffers in use, by reference (``b0`` …), for a run of ``batch`` samples; views share their base's storage."""
     make = _arenas(plan, batch, dtype) if planned else _separate(batch, dtype)
     by_id = {buffer.id: buffer for buffer in plan.buffers}
     placed: dict[str, Tensor] = {}
@@ -67,8 +67,14 @@ def place_buffers(plan: Plan, batch: int, dtype: torch.dtype, *, planned: bool) 
                 placed[ref] = base.as_strided(_shape(buffer, batch), buffer.view.strides, offset)
         return placed[ref]
 
+    # Buffers that passes have orphaned have no place in planned memory.
+    used = {
+        ref for segment in plan.segments for call in segment.calls for ref in (*call.ins.values(), *call.outs.values())
+    }
+    used |= {f"b{spec.buffer}" for spec in (*plan.inputs, *plan.outputs)}
     for buffer in plan.buffers:
-        place(buffer)
+        if f"b{buffer.id}" in used:
+            place(buffer)
     return placed
 
 
