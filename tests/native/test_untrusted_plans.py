@@ -67,13 +67,11 @@ def mutate(body: Any, rng: random.Random) -> None:
             other = rng.choice([p for p in paths if p[: len(path)] != path and path[: len(p)] != p] or [path])
             target[key] = json.loads(json.dumps(parent_of(body, other)[other[-1]]))
         else:
-            # Alias: one operand of some call becomes another buffer, or one slot moves onto another.
-            calls = [c for s in body.get("segments", []) if isinstance(s, dict) for c in s.get("calls", [])]
-            calls = [c for c in calls if isinstance(c, dict)]
-            roles = [c[side] for c in calls for side in ("ins", "outs") if isinstance(c.get(side), dict) and c[side]]
-            if roles:
-                role = rng.choice(roles)
-                role[rng.choice(list(role))] = f"b{rng.randrange(14)}"
+            # Alias: one operand of some call becomes another buffer.
+            operands = [p for p in paths if len(p) > 1 and p[-2] in ("ins", "outs")]
+            if operands:
+                alias = rng.choice(operands)
+                parent_of(body, alias)[alias[-1]] = f"b{rng.randrange(14)}"
 
 
 def run_mutants(first: int, last: int) -> dict[str, int]:
