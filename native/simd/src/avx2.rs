@@ -18,6 +18,33 @@ pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
 
+/// [`Simd::transpose_8x8`] for every instruction set that has AVX.
+///
+/// # Safety
+/// As there; and the processor must support AVX.
+#[inline(always)]
+pub(crate) unsafe fn transpose_8x8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    // SAFETY: rows 0..8 of both blocks; the caller's contract.
+    unsafe {
+        // Halves of rows i and i + 4 share a register, so that the in-lane shuffles below finish the work.
+        let half = |row: usize, col: usize| {
+            let low = _mm_loadu_ps(from.add(row * from_stride + col));
+            let high = _mm_loadu_ps(from.add((row + 4) * from_stride + col));
+            _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high)
+        };
+        for col in [0, 4] {
+            let [a, b, c, d] = [half(0, col), half(1, col), half(2, col), half(3, col)];
+            let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let to = to.add(col * to_stride);
+            _mm256_storeu_ps(to, _mm256_shuffle_ps::<0b01_00_01_00>(ab_low, cd_low));
+            _mm256_storeu_ps(to.add(to_stride), _mm256_shuffle_ps::<0b11_10_11_10>(ab_low, cd_low));
+            _mm256_storeu_ps(to.add(2 * to_stride), _mm256_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high));
+            _mm256_storeu_ps(to.add(3 * to_stride), _mm256_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high));
+        }
+    }
+}
+
 /// Row `8 - n` of this table is a mask of the first `n` lanes.
 static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -106,6 +133,12 @@ impl Simd for Avx2 {
             (ptr, *a, *b, *c) = unsafe { pin_three(ptr, *a, *b, *c) };
         }
         (ptr, values)
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_8x8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's contract; a token means AVX.
+        unsafe { transpose_8x8(from, from_stride, to, to_stride) }
     }
 
     ops! {

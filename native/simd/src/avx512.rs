@@ -83,6 +83,12 @@ impl Simd for Avx512 {
         mask != 0
     }
 
+    #[inline(always)]
+    unsafe fn transpose_8x8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's contract; a token means AVX.
+        unsafe { crate::avx2::transpose_8x8(from, from_stride, to, to_stride) }
+    }
+
     ops! {
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);

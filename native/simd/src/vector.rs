@@ -66,6 +66,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.select(read, unsafe { self.load_first(ptr, n) }, fill)
     }
 
+    /// Writes the transpose of an 8 by 8 block, whose rows are `from_stride` and `to_stride` elements apart.
+    ///
+    /// # Safety
+    /// The rows at `from` must be readable, those at `to` writable, and the two must not overlap.
+    #[inline(always)]
+    unsafe fn transpose_8x8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for row in 0..8 {
+            for col in 0..8 {
+                // SAFETY: the caller's contract.
+                unsafe { to.add(col * to_stride + row).write(*from.add(row * from_stride + col)) };
+            }
+        }
+    }
+
     /// Every lane is `x`.
     fn splat(self, x: f32) -> Self::F;
     /// `a + b`

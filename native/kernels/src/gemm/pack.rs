@@ -39,10 +39,17 @@ pub(crate) unsafe fn pack<S: Simd>(
                 if cols < PANEL {
                     std::slice::from_raw_parts_mut(out, k * PANEL).fill(0.0);
                 }
-                // Read along the columns of b, which are rows of what it is the transpose of.
+                // The columns of b are rows of what it is the transpose of: those whose elements are adjacent go in
+                // blocks, the rest one by one.
+                let blocks = if strides.1 == 1 { (cols / 8 * 8, k / 8 * 8) } else { (0, 0) };
+                for col in (0..blocks.0).step_by(8) {
+                    for row in (0..blocks.1).step_by(8) {
+                        s.transpose_8x8(b.add(col * strides.0 + row), strides.0, out.add(row * PANEL + col), PANEL);
+                    }
+                }
                 for col in 0..cols {
                     let column = b.add(col * strides.0);
-                    for row in 0..k {
+                    for row in if col < blocks.0 { blocks.1 } else { 0 }..k {
                         out.add(row * PANEL + col).write(*column.add(row * strides.1));
                     }
                 }

@@ -1,0 +1,176 @@
+//! Vector operations against their scalar meaning, on every instruction set of this machine.
+
+use scoregraph_simd::{Isa, Kernel, Simd};
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.supported())
+}
+
+/// Partial loads and stores touch what they say and no more.
+struct Partial;
+
+impl Kernel for Partial {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let source: Vec<f32> = (1..=S::LANES as i32).map(|i| i as f32).collect();
+        for n in 0..=S::LANES + 2 {
+            let kept = n.min(S::LANES);
+            let mut first = vec![9.0; S::LANES];
+            let mut filled = vec![9.0; S::LANES];
+            let mut stored = vec![9.0; S::LANES];
+            // SAFETY: all buffers have LANES elements; slices of exactly `kept` elements are read.
+            unsafe {
+                let exact = source[..kept].to_vec();
+                s.store(first.as_mut_ptr(), s.load_first(exact.as_ptr(), n));
+                s.store(filled.as_mut_ptr(), s.load_or(exact.as_ptr(), n, s.splat(-5.0)));
+                s.store_first(stored.as_mut_ptr(), s.load(source.as_ptr()), n);
+            }
+            for i in 0..S::LANES {
+                let inside = i < kept;
+                assert_eq!(first[i], if inside { source[i] } else { 0.0 });
+                assert_eq!(filled[i], if inside { source[i] } else { -5.0 });
+                assert_eq!(stored[i], if inside { source[i] } else { 9.0 });
+            }
+        }
+    }
+}
+
+#[test]
+fn partial_access() {
+    isas().for_each(|isa| isa.dispatch(Partial));
+}
+
+/// Results of every operation on two vectors of bits, as bits.
+struct Operations<'a>(&'a [i32], &'a [i32]);
+
+impl Kernel for Operations<'_> {
+    type Output = Vec<Vec<i32>>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<Vec<i32>> {
+        let mut results = vec![Vec::new(); 24];
+        for (a, b) in self.0.chunks_exact(S::LANES).zip(self.1.chunks_exact(S::LANES)) {
+            // SAFETY: chunks have LANES elements.
+            let (a, b) = unsafe { (s.load_i(a.as_ptr()), s.load_i(b.as_ptr())) };
+            let (x, y) = (s.from_bits(a), s.from_bits(b));
+            let (one, zero) = (s.splat(1.0), s.splat(0.0));
+            let flag = |mask| s.bits(s.select(mask, one, zero));
+            let (high, low) = s.mul_wide(a, b);
+            let all = [
+                s.bits(s.add(x, y)),
+                s.bits(s.sub(x, y)),
+                s.bits(s.mul(x, y)),
+                s.bits(s.div(x, y)),
+                s.bits(s.sqrt(x)),
+                s.bits(s.min(x, y)),
+                s.bits(s.max(x, y)),
+                s.bits(s.abs(x)),
+                s.bits(s.neg(x)),
+                s.bits(s.floor(x)),
+                flag(s.lt(x, y)),
+                flag(s.le(x, y)),
+                flag(s.eq(x, y)),
+                flag(s.is_nan(x)),
+                flag(s.eq_i(a, b)),
+                s.add_i(a, b),
+                s.sub_i(a, b),
+                s.xor(s.and(a, b), s.or(a, b)),
+                s.shl(a, 9),
+                s.shr(a, 9),
+                s.sar(a, 9),
+                high,
+                low,
+                s.bits(s.to_f(a)),
+            ];
+            for (result, value) in results.iter_mut().zip(all) {
+                let mut lanes = [0; 16];
+                // SAFETY: LANES <= 16.
+                unsafe { s.store_i(lanes.as_mut_ptr(), value) };
+                result.extend_from_slice(&lanes[..S::LANES]);
+            }
+        }
+        results
+    }
+}
+
+#[test]
+fn operations_are_the_same_bits_everywhere() {
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as i32
+    };
+    let special = [0.0, -0.0, 1.0, -1.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MIN_POSITIVE, 1e-42, 3e9];
+    let mut a: Vec<i32> = special.iter().flat_map(|x| [x.to_bits() as i32; 10]).collect();
+    let mut b: Vec<i32> = (0..10).flat_map(|_| special.map(|x| x.to_bits() as i32)).collect();
+    for _ in 100..4096 {
+        a.push(random());
+        b.push(random());
+    }
+    let want = Isa::Scalar.dispatch(Operations(&a, &b));
+    let is_nan = |bits: i32| f32::from_bits(bits as u32).is_nan();
+    for isa in isas() {
+        for (op, (want, got)) in want.iter().zip(isa.dispatch(Operations(&a, &b))).enumerate() {
+            for (i, (&want, got)) in want.iter().zip(got).enumerate() {
+                let same = want == got || (op < 10 && is_nan(want) && is_nan(got));
+                assert!(same, "{} op {op} of {:x} and {:x}: {got:x} instead of {want:x}", isa.name(), a[i], b[i]);
+            }
+        }
+    }
+}
+
+struct Transpose<'a>(&'a [f32], &'a mut [f32]);
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: 8 rows, 11 and 9 apart, of buffers of 8 such rows.
+        unsafe { s.transpose_8x8(self.0.as_ptr(), 11, self.1.as_mut_ptr(), 9) };
+    }
+}
+
+#[test]
+fn transposes() {
+    let from: Vec<f32> = (0..88).map(|i| i as f32).collect();
+    for isa in isas() {
+        let mut to = vec![-1.0; 72];
+        isa.dispatch(Transpose(&from, &mut to));
+        for (i, value) in to.iter().enumerate() {
+            let want = if i % 9 < 8 { from[i % 9 * 11 + i / 9] } else { -1.0 };
+            assert_eq!(*value, want, "{}", isa.name());
+        }
+    }
+}
+
+/// Sums and extremes of lanes, and rounding.
+struct Across;
+
+impl Kernel for Across {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let lanes = s.to_f(s.add_i(s.iota(), s.splat_i(1)));
+        let n = S::LANES as f32;
+        assert_eq!(s.reduce_add(lanes), n * (n + 1.0) / 2.0);
+        assert_eq!((s.reduce_max(lanes), s.reduce_min(lanes)), (n, 1.0));
+        assert!(s.any(s.lt(lanes, s.splat(1.5))) && !s.any(s.lt(lanes, s.splat(1.0))));
+        for (x, want) in [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (7.49, 7), (-7.51, -8)] {
+            assert_eq!(s.reduce_max(s.to_f(s.round_i(s.splat(x)))), want as f32);
+        }
+        for (x, n, want) in [(1.5, 3, 12.0), (1.0, 127, 1.701_411_8e38), (1.0, 128, f32::INFINITY), (1.0, -149, 1e-45)]
+        {
+            assert_eq!(s.reduce_max(s.ldexp(s.splat(x), s.splat_i(n))), want);
+        }
+        assert_eq!(s.reduce_max(s.map_lanes(s.splat(3.0), |x| x + 1.0)), 4.0);
+    }
+}
+
+#[test]
+fn across_lanes() {
+    isas().for_each(|isa| isa.dispatch(Across));
+}
