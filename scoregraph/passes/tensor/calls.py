@@ -44,9 +44,12 @@ def arguments(node: Node) -> dict[str, Any]:
     return named
 
 
-def call(graph: Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
-    """Add a call of ``target``; its value's shape and dtype are worked out from those of the operands."""
+def call(graph: Graph, target: Callable[..., Any], *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
+    """Add a call of ``target``. Shape and dtype of its value are those of ``like``, or follow from the operands."""
     node = graph.call_function(target, args, kwargs)
+    if like is not None:
+        node.meta["val"] = like.meta["val"]
+        return node
     fake_args, fake_kwargs = map_arg((args, kwargs), lambda operand: operand.meta["val"])
     node.meta["val"] = target(*fake_args, **fake_kwargs)
     return node
@@ -130,8 +133,8 @@ def orders(node: object, op: str) -> tuple[tuple[Operand, Operand], ...]:
     return () if a is None or b is None else ((a, b), (b, a))
 
 
-def pointwise(graph: Graph, op: str, *operands: Operand) -> Node:
-    """Add the one-instruction expression ``op``; number operands become constants of its program."""
+def pointwise(graph: Graph, op: str, *operands: Operand, like: Node | None = None) -> Node:
+    """Add the one-instruction expression ``op``; numbers become constants of its program. ``like`` as for ``call``."""
     nodes = [operand for operand in operands if isinstance(operand, Node)]
     program: list[tuple[str | int | float, ...]] = []
     places: list[int] = []
@@ -143,4 +146,4 @@ def pointwise(graph: Graph, op: str, *operands: Operand) -> Node:
         else:
             places.append(len(nodes) + len(program))
             program.append(("const", float(operand)))
-    return call(graph, fused.pointwise, (*program, (op, *places)), *nodes)
+    return call(graph, fused.pointwise, (*program, (op, *places)), *nodes, like=like)

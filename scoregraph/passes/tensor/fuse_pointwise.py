@@ -76,4 +76,4 @@ def merged(graph: Graph, outer: Node, inner: Node) -> Node:
     known = {operand: place for place, operand in enumerate(operands)}
     known[inner] = append(inner, known)
     append(outer, known)
-    return call(graph, fused.pointwise, tuple(program), *operands)
+    return call(graph, fused.pointwise, tuple(program), *operands, like=outer)

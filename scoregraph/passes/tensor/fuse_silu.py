@@ -25,5 +25,5 @@ class FuseSilu(TensorPass):
             if isinstance(x, Node) and isinstance(gate, Node) and operands_of(gate, "sigmoid") == (x,):
                 if reason := shared(gate):
                     return Miss(f"the sigmoid is {reason}")
-                return Match("silu", lambda graph, x=x: pointwise(graph, "silu", x))
+                return Match("silu", lambda graph, x=x: pointwise(graph, "silu", x, like=node))
         return None

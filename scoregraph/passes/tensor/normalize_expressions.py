@@ -77,25 +77,27 @@ def _builder(node: Node) -> Callable[[Graph], Node] | None:
     if node.op != "call_function":
         return None
     if target in _UNARY:
-        return lambda graph: pointwise(graph, _UNARY[target], _operand(node.args[0]))
+        return lambda graph: pointwise(graph, _UNARY[target], _operand(node.args[0]), like=node)
     if target in _BINARY:
-        return lambda graph: pointwise(graph, _BINARY[target], _operand(node.args[0]), _operand(node.args[1]))
+        return lambda graph: pointwise(
+            graph, _BINARY[target], _operand(node.args[0]), _operand(node.args[1]), like=node
+        )
     if target in _SUMS:
         return lambda graph: _sum(graph, node)
     if target in _CLAMPS:
         return lambda graph: _clamp(graph, node)
     if target == aten.gelu.default:
         form = "gelu_tanh" if arguments(node)["approximate"] == "tanh" else "gelu_erf"
-        return lambda graph: pointwise(graph, form, _operand(node.args[0]))
+        return lambda graph: pointwise(graph, form, _operand(node.args[0]), like=node)
     if target == aten.pow.Tensor_Scalar:
         return lambda graph: _power(graph, node)
     if target == aten.sinh.default:
         # sinh x = (e^x - e^-x) / 2: absolute rounding near 0 is that of 1, which is what float32 sums keep anyway.
         halves = (("const", 0.5), ("exp", 0), ("neg", 0), ("exp", 3), ("sub", 2, 4), ("mul", 5, 1))
-        return lambda graph: call(graph, fused.pointwise, halves, node.args[0])
+        return lambda graph: call(graph, fused.pointwise, halves, node.args[0], like=node)
     if target in (aten._to_copy.default, aten.to.dtype) and _from_integer(node):
         # An expression reads integers as float32, so the cast is the expression that does nothing.
-        return lambda graph: call(graph, fused.pointwise, (), node.args[0])
+        return lambda graph: call(graph, fused.pointwise, (), node.args[0], like=node)
     return None
 
 
@@ -126,7 +128,7 @@ def _sum(graph: Graph, node: Node) -> Node:
     alpha = float(named["alpha"])
     if alpha != 1:
         b = pointwise(graph, "mul", b, alpha) if isinstance(b, Node) else b * alpha
-    return pointwise(graph, "add" if op == "add" else "sub", a, b)
+    return pointwise(graph, "add" if op == "add" else "sub", a, b, like=node)
 
 
 def _clamp(graph: Graph, node: Node) -> Node:
@@ -145,8 +147,8 @@ def _power(graph: Graph, node: Node) -> Node:
     named = arguments(node)
     base, exponent = _operand(named["self"]), float(named["exponent"])
     if exponent in _POWERS:
-        return pointwise(graph, _POWERS[exponent], base)
-    return pointwise(graph, "pow", base, exponent)
+        return pointwise(graph, _POWERS[exponent], base, like=node)
+    return pointwise(graph, "pow", base, exponent, like=node)
 
 
 def _from_integer(node: Node) -> bool:

@@ -1,7 +1,7 @@
 """Write the composite ATen operators as calls of the fused functions, nothing fused yet, so that passes see one form.
 
-``linear``, ``addmm``; ``conv1d``, ``conv2d``, ``convolution``; group, layer and RMS norm and their native forms;
-scaled dot product attention. What a kernel does not cover (groups, dilation, causal masks …) is a miss and stays.
+``linear``, ``addmm``, ``mm``; ``conv1d``, ``conv2d``, ``convolution``; group, layer and RMS norm and their native
+forms; scaled dot product attention. What no kernel covers (groups, dilation, causal masks …) is a miss and stays.
 """
 
 from __future__ import annotations
@@ -42,25 +42,37 @@ class NormalizeOperators(TensorPass):
 
 def _linear(node: Node) -> Match:
     given = arguments(node)
-    return Match("linear", lambda graph: linear(graph, given["input"], given["weight"], given["bias"]))
+    return Match("linear", lambda graph: _unfused_linear(graph, given["input"], given["weight"], given["bias"], node))
 
 
-def linear(graph: Graph, x: Node, w: Node, bias: Node | None) -> Node:
-    """Add ``linear`` with nothing fused."""
-    return call(graph, fused.linear, x=x, w=w, bias=bias, residual=None, gate=None, act="none")
+def _unfused_linear(graph: Graph, x: Node, w: Node, bias: Node | None, like: Node) -> Node:
+    return call(graph, fused.linear, x=x, w=w, bias=bias, residual=None, gate=None, act="none", like=like)
+
+
+def _mm(node: Node) -> Match:
+    """``mm(x, wᵀ)`` of a weight w is ``linear``, any other a ``matmul``."""
+    given = arguments(node)
+    x, w = given["self"], given["mat2"]
+    weight = _untransposed_weight(w)
+    if weight is None:
+        return Match("matmul", lambda graph: call(graph, aten.matmul.default, x, w, like=node))
+    return Match("linear", lambda graph: _unfused_linear(graph, x, weight, None, node))
 
 
 def _addmm(node: Node) -> Match | Miss:
-    """``addmm(b, x, wᵀ)`` and ``mm(x, wᵀ)`` of a weight w are ``linear``."""
+    """``addmm(b, x, wᵀ)`` of a weight w is ``linear``."""
     given = arguments(node)
-    x, w = given.get("mat1", given["self"]), given["mat2"]
-    bias = given["self"] if "mat1" in given else None
-    if given.get("alpha", 1) != 1 or given.get("beta", 1) != 1:
-        return Miss("addmm with factors")
-    transposed = w.args[0] if permutation(w) == [1, 0] else None
-    if not isinstance(transposed, Node) or (bias is not None and len(shape_of(bias)) != 1):
-        return Miss("mm of two activations is a matmul")
-    return Match("linear", lambda graph: linear(graph, x, transposed, bias))
+    x, bias = given["mat1"], given["self"]
+    weight = _untransposed_weight(given["mat2"])
+    if weight is None or len(shape_of(bias)) != 1 or given["alpha"] != 1 or given["beta"] != 1:
+        return Miss("addmm that is not x times a weight plus a bias")
+    return Match("linear", lambda graph: _unfused_linear(graph, x, weight, bias, node))
+
+
+def _untransposed_weight(node: Node) -> Node | None:
+    """w if ``node`` is the transpose of a constant w."""
+    source = node.args[0] if permutation(node) == [1, 0] else None
+    return source if isinstance(source, Node) and source.op == "get_attr" else None
 
 
 def _convolution(node: Node) -> Match | Miss:
@@ -80,23 +92,30 @@ def _convolution(node: Node) -> Match | Miss:
         padding = _times(given["padding"], spatial)
     x, w, bias = given["input"], given["weight"], given["bias"]
     if spatial == 2:
-        return Match("conv2d", lambda graph: conv2d(graph, x, w, bias, stride, padding))
+        return Match("conv2d", lambda graph: _unfused_conv2d(graph, x, w, bias, stride, padding, node))
 
     def build(graph: Graph) -> Node:
         # One dimension is two, the first of size 1: [n, C, T] is [n, C, 1, T].
         wide, kernel = (call(graph, aten.unsqueeze.default, each, 2) for each in (x, w))
-        made = conv2d(graph, wide, kernel, bias, [1, *stride], [0, *padding])
-        return call(graph, aten.select.int, made, 2, 0)
+        made = _unfused_conv2d(graph, wide, kernel, bias, [1, *stride], [0, *padding])
+        return call(graph, aten.select.int, made, 2, 0, like=node)
 
     return Match("conv1d", build)
 
 
-def conv2d(graph: Graph, x: Node, w: Node, bias: Node | None, stride: Sequence[int], padding: Sequence[int]) -> Node:
-    """Add ``conv2d`` with nothing fused."""
-    empty = {"residual": None, "emb": None}
+def _unfused_conv2d(
+    graph: Graph,
+    x: Node,
+    w: Node,
+    bias: Node | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    like: Node | None = None,
+) -> Node:
     return call(
-        graph, fused.conv2d, x=x, w=w, bias=bias, **empty, stride=tuple(stride), padding=tuple(padding), act="none"
-    )
+        graph, fused.conv2d, x=x, w=w, bias=bias, residual=None, emb=None, stride=tuple(stride),
+        padding=tuple(padding), act="none", like=like,
+    )  # fmt: skip
 
 
 def _times(value: int | Sequence[int], count: int) -> list[int]:
@@ -105,18 +124,19 @@ def _times(value: int | Sequence[int], count: int) -> list[int]:
     return given * count if len(given) == 1 else given
 
 
-def _group_norm(node: Node) -> Match:
+def _group_norm(node: Node, result: Node | None = None) -> Match:
     given = arguments(node)
     return Match(
         "group_norm",
         lambda graph: call(
             graph, fused.group_norm, x=given["input"], weight=given["weight"], bias=given["bias"],
             scale=None, shift=None, groups=given.get("num_groups", given.get("group")), eps=given["eps"], act="none",
+            like=result or node,
         ),
     )  # fmt: skip
 
 
-def _layer_norm(node: Node) -> Match | Miss:
+def _layer_norm(node: Node, result: Node | None = None) -> Match | Miss:
     given = arguments(node)
     if len(given["normalized_shape"]) != 1:
         return Miss(f"norm over {len(given['normalized_shape'])} dimensions")
@@ -125,6 +145,7 @@ def _layer_norm(node: Node) -> Match | Miss:
         lambda graph: call(
             graph, fused.layer_norm, x=given["input"], weight=given["weight"], bias=given["bias"],
             scale=None, shift=None, eps=given["eps"], act="none",
+            like=result or node,
         ),
     )  # fmt: skip
 
@@ -138,7 +159,7 @@ def _rms_norm(node: Node) -> Match | Miss:
     eps = torch.finfo(value.dtype).eps if given["eps"] is None else given["eps"]
     return Match(
         "rms_norm",
-        lambda graph: call(graph, fused.rms_norm, x=given["input"], weight=given["weight"], eps=eps),
+        lambda graph: call(graph, fused.rms_norm, x=given["input"], weight=given["weight"], eps=eps, like=node),
     )
 
 
@@ -174,9 +195,9 @@ def _first_result(node: Node) -> Match | Miss | None:
     if not isinstance(source, Node) or index != 0:
         return None
     if is_call(source, aten.native_group_norm.default):
-        return _group_norm(source)
+        return _group_norm(source, node)
     if is_call(source, aten.native_layer_norm.default):
-        return _layer_norm(source)
+        return _layer_norm(source, node)
     if is_call(source, aten._scaled_dot_product_flash_attention_for_cpu.default):
         return _attention(source)
     return None
@@ -185,7 +206,7 @@ def _first_result(node: Node) -> Match | Miss | None:
 _RULES: dict[Callable[..., Any], Callable[[Node], Match | Miss]] = {
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,
-    aten.mm.default: _addmm,
+    aten.mm.default: _mm,
     aten.conv1d.default: _convolution,
     aten.conv1d.padding: _convolution,
     aten.conv2d.default: _convolution,

@@ -14,8 +14,9 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
+from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from scoregraph.passes.base import Fuel, Miss, PassResult
@@ -47,15 +48,15 @@ class TensorPass(ABC):
         A module in which nothing matches is returned as it is.
         """
         fuel = fuel or Fuel()
-        found = {node: self.match(node) for node in _candidates(module)}
+        found = {node: self.match(node) for node in _candidates(module.graph)}
         if not any(isinstance(each, Match) for each in found.values()) or (self.charged and fuel.left == 0):
             return PassResult(module, misses=_explained(found))
-        module = copied(module)
-        graph = module.graph
+        graph = copy.deepcopy(module.graph)
+        constants = graph.owning_module = _same_attributes(module)
         counters: Counter[str] = Counter()
         found.clear()
         erased: set[Node] = set()
-        pending = deque(_candidates(module))
+        pending = deque(_candidates(graph))
         while pending:
             node = pending.popleft()
             if node in erased:
@@ -71,23 +72,26 @@ class TensorPass(ABC):
             erased |= drop_dead(graph, [node])
             pending.appendleft(made)
         graph.lint()
-        module.recompile()
         misses = _explained({node: each for node, each in found.items() if node not in erased})
-        return PassResult(module, counters.total(), dict(counters), misses)
+        return PassResult(GraphModule(constants, graph), counters.total(), dict(counters), misses)
 
 
-def _candidates(module: GraphModule) -> list[Node]:
+def _candidates(graph: Graph) -> list[Node]:
     """The calls and constants that somebody uses, in order."""
-    return [node for node in module.graph.nodes if node.users and node.op in ("call_function", "get_attr")]
+    return [node for node in graph.nodes if node.users and node.op in ("call_function", "get_attr")]
 
 
 def _explained(found: Mapping[Node, Match | Miss | None]) -> tuple[Miss, ...]:
     return tuple(Miss(each.reason, node.name) for node, each in found.items() if isinstance(each, Miss))
 
 
-def copied(module: GraphModule) -> GraphModule:
-    """A module with its own graph that shares the tensors of ``module``."""
-    return GraphModule(module, copy.deepcopy(module.graph))
+def _same_attributes(module: nn.Module) -> Any:
+    """A module with the tensors and submodules of ``module``, on which a pass may register more."""
+    made = nn.Module()
+    # Registries of parameters, buffers and children are dictionaries; capture also sets tensors as plain attributes.
+    for key, value in vars(module).items():
+        vars(made)[key] = dict(cast(dict[str, Any], value)) if isinstance(value, dict) else value
+    return made
 
 
 def describe(made: Node, like: Node) -> None:

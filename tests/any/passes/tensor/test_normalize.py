@@ -76,6 +76,12 @@ OPERATORS: dict[str, tuple[nn.Module, Callable[[], Tensor], dict[str, int]]] = {
         tokens,
         {"linear": 1},
     ),
+    "mm": (
+        Lambda(lambda p, x: torch.mm(x[:, 0], p["l"].weight.t()) + torch.mm(x[:, 1], (p["l"].weight * 2).t()),
+               l=nn.Linear(4, 3)),
+        tokens,
+        {"linear": 1, "matmul": 1},
+    ),
     "conv2d": (Lambda(lambda p, x: p["c"](x), c=nn.Conv2d(4, 2, 3, stride=2, padding=1)), image, {"conv2d": 1}),
     "conv2d, same": (Lambda(lambda p, x: p["c"](x), c=nn.Conv2d(4, 2, 3, padding="same")), image, {"conv2d": 1}),
     "conv1d": (
