@@ -107,6 +107,8 @@ def entries() -> list[Entry]:
             parts = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+        if not isinstance(parts, dict):
+            continue
         size = sum(f.stat().st_size for f in path.parent.rglob("*") if f.is_file())
         found.append(Entry(path.parent, parts, size, path.stat().st_mtime))
     return sorted(found, key=lambda e: -e.used)

@@ -38,7 +38,7 @@ class ForwardCopies:
         readers, writers = _users(plan)
         segments: list[Segment] = []
         removed = 0
-        for segment in plan.segments:
+        for turn, segment in enumerate(plan.segments):
             calls: list[Call | None] = list(segment.calls)
             for at, call in enumerate(segment.calls):
                 if call.op != "copy" or call.ins["x"][0] == "c":
@@ -48,7 +48,7 @@ class ForwardCopies:
                 if source in outside or readers[source] != 1 or len(writers.get(source, [])) != 1:
                     continue
                 made_in, maker_at = writers[source][0]
-                if made_in != segment.name or maker_at >= at:
+                if made_in != turn or maker_at >= at:
                     continue
                 maker = calls[maker_at]
                 assert maker is not None, "a call with a reader is kept"
@@ -68,7 +68,7 @@ class ForwardCopies:
                 calls[maker_at] = maker.model_copy(update={"outs": {**maker.outs, role: f"b{number}"}})
                 calls[at] = None
                 # The maker now writes to the target, so a later copy of the same target may look for it there.
-                writers[target] = [(s, maker_at if (s, i) == (segment.name, at) else i) for s, i in writers[target]]
+                writers[target] = [(s, maker_at if (s, i) == (turn, at) else i) for s, i in writers[target]]
                 plan = plan.model_copy(update={"buffers": tuple(buffers)})
                 removed += 1
             segments.append(segment.model_copy(update={"calls": tuple(c for c in calls if c is not None)}))
@@ -81,18 +81,18 @@ def _base(plan: Plan, number: int) -> int:
     return view.base if view else number
 
 
-def _users(plan: Plan) -> tuple[dict[int, int], dict[int, list[tuple[str, int]]]]:
-    """How often each buffer is read, and which calls (segment, index) write it."""
+def _users(plan: Plan) -> tuple[dict[int, int], dict[int, list[tuple[int, int]]]]:
+    """How often each buffer is read, and which calls (segment, index in it) write it."""
     readers: dict[int, int] = {b.id: 0 for b in plan.buffers}
-    writers: dict[int, list[tuple[str, int]]] = {}
-    for segment in plan.segments:
+    writers: dict[int, list[tuple[int, int]]] = {}
+    for turn, segment in enumerate(plan.segments):
         for at, call in enumerate(segment.calls):
             for ref in call.ins.values():
                 if (number := owner(plan, ref)) is not None:
                     readers[number] += 1
             for ref in call.outs.values():
                 if (number := owner(plan, ref)) is not None:
-                    writers.setdefault(number, []).append((segment.name, at))
+                    writers.setdefault(number, []).append((turn, at))
     return readers, writers
 
 
@@ -137,6 +137,6 @@ def _forward(plan: Plan, buffers: list[Buffer], made: str, copy: Call) -> Buffer
 
 
 def _reads_between(plan: Plan, calls: list[Call | None], number: int, first: int, last: int) -> bool:
-    """Whether some call after ``first`` and before ``last`` reads a buffer."""
-    between = [call for call in calls[first + 1 : last] if call is not None]
+    """Whether some call from ``first`` on and before ``last`` reads a buffer."""
+    between = [call for call in calls[first:last] if call is not None]
     return any(owner(plan, ref) == number for call in between for ref in call.ins.values())

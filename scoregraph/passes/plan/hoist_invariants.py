@@ -53,7 +53,7 @@ def _split(plan: Plan, segment: Segment) -> tuple[list[Call], list[Call]]:
     for call in segment.calls:
         for number in _owners(plan, call.outs):
             writers[number] = writers.get(number, 0) + 1
-    varying_buffers: set[int] = set()
+    varying_buffers = _carried(plan, segment)
     pending: dict[int, int] = {}
     invariant: list[Call] = []
     varying: list[Call] = []
@@ -81,6 +81,16 @@ def _split(plan: Plan, segment: Segment) -> tuple[list[Call], list[Call]]:
         order = {id(c): i for i, c in enumerate(segment.calls)}
         return keep, sorted(varying + back, key=lambda c: order[id(c)])
     return invariant, varying
+
+
+def _carried(plan: Plan, segment: Segment) -> set[int]:
+    """The buffers that are read before they are written for the last time: a turn may see what the one before left."""
+    read: set[int] = set()
+    carried: set[int] = set()
+    for call in segment.calls:
+        read |= _owners(plan, call.ins)
+        carried |= read & _owners(plan, call.outs)
+    return carried
 
 
 def _owners(plan: Plan, refs: dict[str, str]) -> set[int]:

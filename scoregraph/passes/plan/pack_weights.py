@@ -44,11 +44,13 @@ class PackWeights:
                 for role, ref in call.ins.items():
                     if ref[0] == "c":
                         roles.setdefault(int(ref[1:]), set()).add(f"{call.op}.{role}")
+        for table in module.plan.tables:
+            roles.setdefault(table.constant, set()).add("the rows of a table")
         constants, arrays, misses = list(module.plan.constants), dict(module.arrays), list[Miss]()
         packed = 0
         for number, used in roles.items():
             wanted = {self.layouts.get(role, "plain") for role in used}
-            if wanted == {"plain"}:
+            if wanted == {"plain"} or constants[number].layout != "plain":
                 continue
             if len(wanted) > 1:
                 misses.append(Miss(f"read as {' and '.join(sorted(used))}", constants[number].name))

@@ -1,0 +1,139 @@
+"""Memory: whatever is needed at the same time lies apart, checked by unrolling the loops, and by running."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from drafts import ROWS, drafts, given, loop, output, pointwise, run, same
+from hypothesis import HealthCheck, settings
+from hypothesis import given as for_all
+
+from scoregraph.passes.plan.plan_memory import PlanMemory, nbytes
+from scoregraph.plan.draft import Draft, Drafter
+from scoregraph.plan.schema import Plan
+
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+
+
+def needed(plan: Plan) -> dict[int, list[tuple[int, int]]]:
+    """For every buffer the spans of time, in calls of the unrolled program, over which its bytes must not change.
+
+    Worked out from reads and writes alone: a value is needed from the oldest of its parts to its last read.
+    """
+
+    def owner(ref: str) -> int:
+        view = plan.buffers[int(ref[1:])].view
+        return view.base if view else int(ref[1:])
+
+    trace = [
+        call for segment in plan.segments for _ in range(1 if segment.table is None else ROWS) for call in segment.calls
+    ]
+    spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    parts: dict[int, dict[str, int]] = defaultdict(dict)  # when each window of a buffer was last written
+    for spec in plan.inputs:
+        parts[spec.buffer][f"b{spec.buffer}"] = -1
+    for time, call in enumerate(trace):
+        for number in {owner(ref) for ref in call.ins.values() if ref[0] == "b"}:
+            spans[number].append((min(parts[number].values()), time))
+        for ref in call.outs.values():
+            number = owner(ref)
+            if plan.buffers[int(ref[1:])].view is None:
+                parts[number].clear()
+            parts[number][ref] = time
+            spans[number].append((time, time))
+    for spec in plan.outputs:
+        number = owner(f"b{spec.buffer}")
+        spans[number].append((min(parts[number].values()), len(trace)))
+    return spans
+
+
+def assert_apart(plan: Plan) -> None:
+    spans = needed(plan)
+    placed = [plan.buffers[number] for number in spans]
+    for i, a in enumerate(placed):
+        assert a.slot is not None
+        assert a.slot.offset % 64 == 0
+        for b in placed[:i]:
+            assert b.slot is not None
+            together = a.slot.space == b.slot.space and (
+                a.slot.offset < b.slot.offset + nbytes(b) and b.slot.offset < a.slot.offset + nbytes(a)
+            )
+            if together:
+                clash = [(s, t) for s in spans[a.id] for t in spans[b.id] if s[0] <= t[1] and t[0] <= s[1]]
+                assert not clash, f"b{a.id} and b{b.id} are both needed at {clash[0]} and share memory"
+
+
+@FEW
+@for_all(drafts())
+def test_what_is_needed_at_the_same_time_lies_apart(draft: Draft):
+    result = PlanMemory().run(draft)
+    assert_apart(result.module.plan)
+    for space in ("batch", "fixed"):
+        assert result.counters[f"{space}_bytes"] <= result.counters[f"{space}_bytes_unshared"]
+
+
+@FEW
+@for_all(drafts())
+def test_a_run_in_shared_memory_gives_the_same_numbers(draft: Draft):
+    planned = PlanMemory().run(draft).module
+    assert same(run(planned, planned=True), run(draft))
+    assert PlanMemory().run(planned).module == planned
+
+
+def test_the_check_finds_a_clash():
+    """The check of this file must be able to fail: a plan whose buffers all lie at 0 does."""
+    draft = PlanMemory().run(chain()).module
+    buffers = tuple(
+        b.model_copy(update={"slot": b.slot and b.slot.model_copy(update={"offset": 0})}) for b in draft.plan.buffers
+    )
+    with pytest.raises(AssertionError, match="share memory"):
+        assert_apart(draft.plan.model_copy(update={"buffers": buffers}))
+
+
+def chain() -> Draft:
+    """input → five functions, one after the other → output."""
+    d = Drafter("chain", "reference")
+    d.begin("once")
+    value = given(d, "a", 4)
+    for _ in range(5):
+        value = pointwise(d, [["silu", 0]], value)
+    output(d, "y", value)
+    return d.build()
+
+
+def test_a_chain_needs_two_places():
+    result = PlanMemory().run(chain())
+    assert result.counters["batch_bytes"] == 2 * 64
+    assert result.counters["batch_bytes_unshared"] == 6 * 64
+    assert result.rewrites == 6
+
+
+def test_a_carried_value_keeps_its_place_through_the_loop():
+    d = Drafter("carry", "reference")
+    d.begin("before")
+    state = d.new((4,))
+    d.call("fill", {}, {"x": state}, {"value": 1.0}, "fill")
+    loop(d)
+    first = pointwise(d, [["silu", 0]], state)
+    second = pointwise(d, [["silu", 0]], first)
+    d.call("copy", {"x": second}, {"y": state}, site="carry")
+    third = pointwise(d, [["silu", 0]], state)
+    pointwise(d, [["silu", 0]], third)
+    d.begin("after")
+    output(d, "y", pointwise(d, [["silu", 0]], state))
+    draft = d.build()
+    planned = PlanMemory().run(draft).module
+    assert_apart(planned.plan)
+    assert same(run(planned, planned=True), run(draft))
+
+
+def test_a_buffer_nobody_uses_has_no_place():
+    d = Drafter("idle", "reference")
+    d.begin("once")
+    x = given(d, "a", 4)
+    unused = d.new((1000,))
+    output(d, "y", pointwise(d, [["neg", 0]], x))
+    planned = PlanMemory().run(d.build())
+    assert planned.module.plan.buffers[int(unused.storage[1:])].slot is None
+    assert planned.counters["fixed_bytes"] == 0
