@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 
 import numpy as np
@@ -109,6 +110,24 @@ def test_an_error_of_the_callers_own_callback_comes_back_as_it_is():
 
     with pytest.raises(MineError):
         program().run({"level": LEVEL}, SEEDS, fail)
+
+
+def test_control_c_ends_a_run_between_two_calls():
+    """The signal is seen although the run holds no interpreter lock; the scalar kernels make it last some seconds."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    made, batch = program(isa="scalar"), 20_000
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.15)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            made.run({"level": np.zeros((batch, 1), np.float32)}, np.arange(batch, dtype=np.uint64))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert made.native.stats()["runs"] == 0
 
 
 def test_runs_from_several_threads_take_turns():

@@ -17,7 +17,7 @@ const MAX_TERMS: usize = MAX_REGISTERS + MAX_BRANCHES + 1;
 /// Elements of a sample that one tile handles: 32 KiB per stream.
 const TILE: usize = 8192;
 /// Elements whose noise is drawn at once; a multiple of 4 so that it begins a Philox group.
-const BLOCK: usize = 256;
+const BLOCK: usize = 1024;
 
 /// A dense `[branches * B, E]` operand.
 #[derive(Clone, Copy, Debug)]
@@ -197,29 +197,204 @@ impl Tile<'_> {
                 };
             }
         }
-        for i in (0..len).step_by(S::LANES) {
-            let lanes = S::LANES.min(len - i);
-            let mut new = [simd.splat(0.0); MAX_REGISTERS];
-            for ((new, sum), from) in new.iter_mut().zip(self.sums).zip(&sources) {
-                for (t, term) in sum.terms[..sum.len].iter().enumerate() {
-                    // SAFETY: `i + lanes <= len`.
-                    let value = unsafe { simd.load_first(from[t].add(i), lanes) };
-                    let product = simd.mul(simd.splat(term.coefficient), value);
-                    *new = if t == 0 { product } else { simd.add(*new, product) };
-                }
+        let whole = len - len % S::LANES;
+        for i in (0..whole).step_by(S::LANES) {
+            // SAFETY: `i + LANES <= len`.
+            unsafe { self.vector::<S, true>(simd, &sources, first, i, S::LANES) };
+        }
+        if whole < len {
+            // SAFETY: the last elements, fewer than a vector.
+            unsafe { self.vector::<S, false>(simd, &sources, first, whole, len - whole) };
+        }
+    }
+
+    /// Elements `first + i .. first + i + lanes`: a WHOLE vector, or the first lanes of one.
+    ///
+    /// # Safety
+    /// They are elements of the sample, `sources` point to its element `first`, and the contract of [`Step::run`].
+    #[inline(always)]
+    unsafe fn vector<S: Simd, const WHOLE: bool>(
+        &self,
+        simd: S,
+        sources: &[[*const f32; MAX_TERMS]; MAX_REGISTERS],
+        first: usize,
+        i: usize,
+        lanes: usize,
+    ) {
+        let step = self.step;
+        // SAFETY: `lanes` elements from the address on belong to the operand.
+        let load = |from: *const f32| unsafe { if WHOLE { simd.load(from) } else { simd.load_first(from, lanes) } };
+        // SAFETY: as above.
+        let store = |to: *mut f32, v| unsafe { if WHOLE { simd.store(to, v) } else { simd.store_first(to, v, lanes) } };
+        let mut new = [simd.splat(0.0); MAX_REGISTERS];
+        for ((new, sum), from) in new.iter_mut().zip(self.sums).zip(sources) {
+            for (t, term) in sum.terms[..sum.len].iter().enumerate() {
+                let product = simd.mul(simd.splat(term.coefficient), load(from[t].wrapping_add(i)));
+                *new = if t == 0 { product } else { simd.add(*new, product) };
             }
-            // All old values are read: now the registers may change.
-            for (rows, new) in step.registers.iter().zip(new) {
-                // SAFETY: as above; this tile alone writes these elements.
-                unsafe { simd.store_first(rows.row(self.sample, 0, step.elements).add(first + i), new, lanes) };
+        }
+        // All old values are read: now the registers may change. This tile alone writes these elements.
+        for (rows, new) in step.registers.iter().zip(new) {
+            // SAFETY: sample and element are in range by the contract.
+            store(unsafe { rows.row(self.sample, 0, step.elements).add(first + i) }, new);
+        }
+        if let Some((rows, factor)) = step.next_input {
+            let scaled = simd.mul(simd.splat(factor), new[0]);
+            for j in 0..rows.branches {
+                // SAFETY: as above.
+                store(unsafe { rows.row(self.sample, j, step.elements).add(first + i) }, scaled);
             }
-            if let Some((rows, factor)) = step.next_input {
-                let scaled = simd.mul(simd.splat(factor), new[0]);
-                for j in 0..rows.branches {
-                    // SAFETY: as above.
-                    unsafe { simd.store_first(rows.row(self.sample, j, step.elements).add(first + i), scaled, lanes) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::scaled_normals;
+    use crate::pool::Pool;
+    use proptest::prelude::*;
+    use scoregraph_simd::Serial;
+
+    /// Everything a step touches, owned.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Case {
+        registers: Vec<Vec<f32>>,
+        predictions: Vec<(Vec<f32>, usize)>,
+        next_input: Vec<f32>,
+        a: Vec<f32>,
+        b: Vec<f32>,
+        c: Vec<f32>,
+        seeds: Vec<u64>,
+        elements: usize,
+    }
+
+    const NEXT_ROWS: usize = 2;
+    const FACTOR: f32 = 0.75;
+    const MICRO: u32 = 9;
+    const SITE: u32 = 4;
+
+    impl Case {
+        /// Numbers from the noise itself; every third coefficient is 0.
+        fn new(seed: u64, batch: usize, elements: usize, registers: usize, branches: &[usize]) -> Case {
+            let mut stream = Stream { seed, micro: 0, site: 99 };
+            let mut draw = |len: usize| {
+                let mut out = vec![0.0; len];
+                stream.micro += 1;
+                scaled_normals(Isa::Scalar, stream, 0, 1.0, &mut out);
+                out
+            };
+            let mut coefficients = |len: usize| -> Vec<f32> {
+                draw(len).into_iter().enumerate().map(|(i, x)| if i % 3 == 1 { 0.0 } else { x }).collect()
+            };
+            let total: usize = branches.iter().sum();
+            let (a, b, c) =
+                (coefficients(registers * registers), coefficients(registers * total), coefficients(registers));
+            Case {
+                registers: (0..registers).map(|_| draw(batch * elements)).collect(),
+                predictions: branches.iter().map(|&k| (draw(k * batch * elements), k)).collect(),
+                next_input: vec![0.0; NEXT_ROWS * batch * elements],
+                a,
+                b,
+                c,
+                seeds: (0..batch as u64).map(|i| seed.wrapping_add(i)).collect(),
+                elements,
+            }
+        }
+
+        fn run(&mut self, isa: Isa, pool: &dyn Parallel) {
+            let rows = |values: &mut Vec<f32>, branches| Rows { ptr: values.as_mut_ptr(), branches };
+            let registers: Vec<Rows> = self.registers.iter_mut().map(|r| rows(r, 1)).collect();
+            let predictions: Vec<Rows> = self.predictions.iter_mut().map(|(p, k)| rows(p, *k)).collect();
+            let step = Step {
+                registers: &registers,
+                predictions: &predictions,
+                next_input: Some((rows(&mut self.next_input, NEXT_ROWS), FACTOR)),
+                a: &self.a,
+                b: &self.b,
+                c: &self.c,
+                seeds: &self.seeds,
+                micro: MICRO,
+                site: SITE,
+                elements: self.elements,
+            };
+            // SAFETY: the sizes above are those of the step, and every operand is a vector of its own.
+            unsafe { step.run(isa, pool) };
+        }
+
+        /// The page's formula, one element at a time.
+        fn by_definition(&mut self) {
+            let old = self.registers.clone();
+            let (count, branches) = (old.len(), self.predictions.iter().map(|(_, k)| k).sum::<usize>());
+            for (sample, &seed) in self.seeds.iter().enumerate() {
+                let mut z = vec![0.0; self.elements];
+                scaled_normals(Isa::Scalar, Stream { seed, micro: MICRO, site: SITE }, 0, 1.0, &mut z);
+                for e in 0..self.elements {
+                    let at = sample * self.elements + e;
+                    let mut answers = Vec::new();
+                    for (values, k) in &self.predictions {
+                        answers.extend((0..*k).map(|j| values[(sample * k + j) * self.elements + e]));
+                    }
+                    for j in 0..count {
+                        let mut terms: Vec<(f32, f32)> =
+                            (0..count).map(|l| (self.a[j * count + l], old[l][at])).collect();
+                        terms.extend((0..branches).map(|k| (self.b[j * branches + k], answers[k])));
+                        terms.push((self.c[j], z[e]));
+                        let products = terms.into_iter().filter(|(c, _)| *c != 0.0).map(|(c, x)| c * x);
+                        self.registers[j][at] = products.reduce(|sum, product| sum + product).unwrap_or(0.0);
+                    }
+                    for j in 0..NEXT_ROWS {
+                        self.next_input[(sample * NEXT_ROWS + j) * self.elements + e] = FACTOR * self.registers[0][at];
+                    }
                 }
             }
         }
+    }
+
+    fn same_bits(a: &Case, b: &Case) -> bool {
+        let bits = |case: &Case| -> Vec<u32> {
+            case.registers.iter().flatten().chain(&case.next_input).map(|x| x.to_bits()).collect()
+        };
+        bits(a) == bits(b)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn every_isa_gives_the_bits_of_the_definition(
+            seed: u64, batch in 1usize..4, elements in 1usize..700, registers in 1usize..5,
+            branches in proptest::collection::vec(1usize..4, 0..3),
+        ) {
+            let case = Case::new(seed, batch, elements, registers, &branches);
+            let mut exact = case.clone();
+            exact.by_definition();
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.supported()) {
+                let mut made = case.clone();
+                made.run(isa, &Serial);
+                prop_assert!(same_bits(&made, &exact), "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_and_threads_change_no_bit() {
+        let case = Case::new(5, 2, 3 * TILE + 5, 3, &[2]);
+        let mut exact = case.clone();
+        exact.by_definition();
+        for threads in [1, 2, 3] {
+            let mut made = case.clone();
+            made.run(Isa::best(), &Pool::new(threads).unwrap());
+            assert!(same_bits(&made, &exact), "{threads} threads");
+        }
+    }
+
+    /// A value behind a coefficient of 0 may be anything, NaN included.
+    #[test]
+    fn what_is_not_read_does_no_harm() {
+        let mut case = Case::new(1, 1, 40, 1, &[2]);
+        (case.a, case.b, case.c) = (vec![1.0], vec![0.0, 2.0], vec![0.0]);
+        case.predictions[0].0[..40].fill(f32::NAN);
+        case.run(Isa::best(), &Serial);
+        assert!(case.registers[0].iter().all(|x| x.is_finite()));
     }
 }
