@@ -1,7 +1,9 @@
 """The compiled extension (native/py): plans on a CPU. Only ``scoregraph.backends.cpu`` imports it."""
 
-from collections.abc import Buffer, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, final
+
+from typing_extensions import Buffer
 
 VERSION: str
 

@@ -174,10 +174,12 @@ def show(
     plan = runtime.load(graph) if saved else _compile(_graph(graph), device=device, quant="none", threads=None)
     if stage == "list":
         print(plan.stages)
-    elif stage in plan.stages:
-        print(plan.stages[stage])
-    else:
-        raise UnknownName(kind="stage", name=stage, known=plan.stages)
+        return
+    # 'plan-memory' and 'terrain.score: fuse-gate' are names; 'fuse-gate' will do where only one network has parts.
+    found = [name for name in plan.stages if name == stage] or [n for n in plan.stages if n.endswith(f": {stage}")]
+    if len(found) != 1:
+        raise UnknownName(kind="stage", name=stage, known=found or plan.stages)
+    print(plan.stages[found[0]])
 
 
 @app.command()

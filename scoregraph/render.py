@@ -8,6 +8,9 @@ import numpy as np
 
 from scoregraph.errors import MissingExtra
 
+CELL = 0.1
+"""The distance between two grid points of a heightfield, in metres."""
+
 
 def hillshade(heights: np.ndarray, path: Path, title: str) -> None:
     """Draw heightfields [n, H, W] in metres side by side, lit from the north-west, and write a PNG.
@@ -17,7 +20,8 @@ def hillshade(heights: np.ndarray, path: Path, title: str) -> None:
     """
     try:
         from matplotlib import colormaps
-        from matplotlib.colors import LightSource, Normalize
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import LightSource, ListedColormap, Normalize
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra(package="matplotlib", extra="terrain") from None
@@ -27,16 +31,14 @@ def hillshade(heights: np.ndarray, path: Path, title: str) -> None:
     figure = Figure(figsize=(4.2 * columns + 1.2, 4.2 * rows + 0.4), layout="constrained")
     figure.suptitle(title)
     scale = Normalize(0.0, max(float(heights.max()), 1e-3))
-    light = LightSource(azdeg=315, altdeg=40)
-    palette = colormaps["gist_earth"]
+    light = LightSource(azdeg=315, altdeg=45)
+    palette = ListedColormap(colormaps["gist_earth"](np.linspace(0.32, 1.0, 256)))  # from valleys up: no sea
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, field in zip(axes, heights, strict=False):
-        shaded = light.shade(field, cmap=palette, norm=scale, vert_exag=3.0, blend_mode="soft")
+        shaded = light.shade(field, cmap=palette, norm=scale, blend_mode="soft", dx=CELL, dy=CELL)
         axis.imshow(shaded, interpolation="bilinear")
     for axis in axes:
         axis.set_axis_off()
-    from matplotlib.cm import ScalarMappable
-
     figure.colorbar(ScalarMappable(scale, palette), ax=list(axes), label="height in metres", shrink=0.8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

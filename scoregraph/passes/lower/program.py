@@ -44,7 +44,7 @@ def lower_program(drafter: Drafter, module: GraphModule, inputs: Sequence[Value]
             values[node] = drafter.constant(_attribute(module, str(node.target)), f"{name}.{node.target}")
         elif node.op == "output":
             found = _resolve(node.args[0], values)
-            return found if isinstance(found, list) else [found]
+            return cast(list[Value], found) if isinstance(found, list) else [found]
         else:
             values[node] = _call(drafter, node, values, name)
     raise AssertionError("a graph ends in an output node")
@@ -92,8 +92,8 @@ def _attribute(module: GraphModule, path: str) -> np.ndarray:
 
 
 def _shape_of(node: Node) -> str:
-    value = node.meta.get("val")
-    return str(tuple(value.shape)) if hasattr(value, "shape") else "?"
+    shape = getattr(node.meta.get("val"), "shape", None)
+    return "?" if shape is None else str(tuple(shape))
 
 
 def source_of(node: Node) -> str | None:

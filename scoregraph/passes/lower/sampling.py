@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scoregraph.errors import UncoveredNode
 from scoregraph.graph import nodes as n
 from scoregraph.graph import values as v
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from scoregraph.graph.table import StepTable
+
+NUMPY = {"i64": np.int64, "u8": np.uint8}
 
 Programs = Callable[[v.NetRef, str], "GraphModule | None"]
 """The tensor program of a part of a network (``score``, ``encoder``, ``head.<name>``); None: the identity."""
@@ -126,6 +130,9 @@ class _Lowering:
         return self._filled((Batch(), *node.of.shape), node.value, node.of.dtype, "constant")
 
     def _filled(self, shape: Sequence[int | Batch], value: float, dtype: str, name: str) -> Value:
+        if dtype != "f32":  # the op fill writes f32; one stored number, seen at every index, is any type
+            one = self.drafter.as_buffer(self.drafter.constant(np.full((1,), value, NUMPY[dtype]), name))
+            return Value(one.storage, tuple(shape), (0,) * len(shape), 0, dtype)
         made = self.drafter.new(shape, dtype, name)
         self.drafter.call("fill", {}, {"x": made}, {"value": float(value)}, name)
         return made

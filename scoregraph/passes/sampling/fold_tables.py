@@ -15,6 +15,8 @@ from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.rewrite import rewrite
 from scoregraph.graph.samplers import Sampler
 from scoregraph.graph.schedules import Schedule
+from scoregraph.graph.spec import Spec
+from scoregraph.graph.table import StepTable
 from scoregraph.passes.base import Fuel, Miss, PassResult
 
 
@@ -26,27 +28,22 @@ class FoldTables:
 
     def run(self, module: Graph, fuel: Fuel | None = None) -> PassResult[Graph]:
         """Counters: micro-steps, the number of network calls per branch. Costs no fuel: lowering reads tables."""
+        schedules = {loop.name: loop.schedule for loop in module.nodes if isinstance(loop, n.Loop)}
         misses: list[Miss] = []
         rows = 0
 
         def rule(node: n.Node) -> n.Node | None:
             nonlocal rows
-            if not isinstance(node, n.Loop):
+            if not isinstance(node, n.SamplerStep) or node.table is not None:
                 return None
-            results: list[n.Node] = []
-            for step in node.results:
-                folded = step
-                if isinstance(step, n.SamplerStep) and step.table is None:
-                    reason = _refusal(step, node)
-                    if reason:
-                        misses.append(Miss(reason, f"{node.name}: {step.rule}"))
-                    else:
-                        folded = _fold(step, node)
-                        rows += len(folded.table.rows) if folded.table else 0
-                results.append(folded)
-            if all(a is b for a, b in zip(results, node.results, strict=True)):
+            schedule = schedules.get(node.time.loop) if isinstance(node.time, n.StepTime) else None
+            reason = _refusal(node, schedule)
+            if reason:
+                misses.append(Miss(reason, str(node.rule)))
                 return None
-            return n.Loop(node.name, node.schedule, node.init, tuple(results), node.emits)
+            table = _table(node, schedule)
+            rows += len(table.rows)
+            return n.SamplerStep(node.rule, node.state, node.preds, node.time, node.site, table)
 
         graph, count = rewrite(module, rule)
         return PassResult(graph, count, {"micro_steps": rows}, tuple(misses))
@@ -59,22 +56,21 @@ def _networks(pred: n.Node) -> list[n.Score]:
     return [score for operand in pred.operands for score in _networks(operand)]
 
 
-def _refusal(step: n.SamplerStep, loop: n.Loop) -> str | None:
+def _refusal(step: n.SamplerStep, schedule: Spec | None) -> str | None:
     if not isinstance(step.rule, Sampler):
         return "a select rule has no table"
-    if not isinstance(loop.schedule, Schedule):
-        return f"{loop.schedule} is not a schedule of noise levels"
+    if not isinstance(schedule, Schedule):
+        return f"{schedule} is not a schedule of noise levels"
     conventions = {score.net.time for pred in step.preds for score in _networks(pred)}
     if len(conventions) != 1:
         return f"its networks read time as {' and '.join(sorted(conventions)) or 'nothing'}, a row has one time"
     return None
 
 
-def _fold(step: n.SamplerStep, loop: n.Loop) -> n.SamplerStep:
+def _table(step: n.SamplerStep, schedule: Spec | None) -> StepTable:
     assert isinstance(step.rule, Sampler)
-    assert isinstance(loop.schedule, Schedule)
+    assert isinstance(schedule, Schedule)
     net = _networks(step.preds[0])[0].net
-    assert isinstance(net.prediction, Prediction)
     assert isinstance(net.latent, v.Latent), "only continuous networks have samplers"
-    table = step.rule.table(loop.schedule, net.prediction, net.time, net.latent.space)
-    return n.SamplerStep(step.rule, step.state, step.preds, step.time, step.site, table)
+    assert isinstance(net.prediction, Prediction)
+    return step.rule.table(schedule, net.prediction, net.time, net.latent.space)

@@ -16,7 +16,7 @@ from scoregraph.passes.tensor.rewrite import drop_dead
 class EliminateDead:
     """``assert_dtype(x); y = f(x); return x`` → ``return x``. Weights that nobody reads go with their readers."""
 
-    name: ClassVar[str] = "eliminate_dead"
+    name: ClassVar[str] = "eliminate-dead"
 
     def run(self, module: GraphModule, fuel: Fuel | None = None) -> PassResult[GraphModule]:
         """Erase dead nodes; costs no fuel, since it changes no number."""

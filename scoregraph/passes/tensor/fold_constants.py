@@ -22,7 +22,7 @@ from scoregraph.passes.tensor.rewrite import Match, TensorPass
 class FoldConstants(TensorPass):
     """``exp(mul(arange(0, 64), -0.14))`` → the buffer ``folded_0``."""
 
-    name: ClassVar[str] = "fold_constants"
+    name: ClassVar[str] = "fold-constants"
     charged: ClassVar[bool] = False
     growth: int = 65_536
     """A result may have this many elements more than its operands; larger ones stay computed (an ``expand``)."""

@@ -18,7 +18,7 @@ from scoregraph.passes.tensor.rewrite import Match, TensorPass
 class FuseActivation(TensorPass):
     """``silu(conv2d(x))`` → ``conv2d(x, act="silu")``; so for ``linear``, ``group_norm`` and ``layer_norm``."""
 
-    name: ClassVar[str] = "fuse_activation"
+    name: ClassVar[str] = "fuse-activation"
 
     @override
     def match(self, node: Node) -> Match | Miss | None:

@@ -34,7 +34,7 @@ class FuseAttention(TensorPass):
     Numbers that multiply q or k alone (ADM scales both by D^-1/4) are moved into ``scale``.
     """
 
-    name: ClassVar[str] = "fuse_attention"
+    name: ClassVar[str] = "fuse-attention"
 
     @override
     def match(self, node: Node) -> Match | Miss | None:

@@ -19,7 +19,7 @@ from scoregraph.passes.tensor.rewrite import Match, TensorPass
 class FuseEmb(TensorPass):
     """``conv2d(x) + e`` with e [n, O, 1, 1] → ``conv2d(x, emb=e)``."""
 
-    name: ClassVar[str] = "fuse_emb"
+    name: ClassVar[str] = "fuse-emb"
 
     @override
     def match(self, node: Node) -> Match | Miss | None:

@@ -19,7 +19,7 @@ from scoregraph.passes.tensor.rewrite import Match, TensorPass
 class FuseGate(TensorPass):
     """``gate * linear(x)`` with gate [n, 1, …, N] → ``linear(x, gate=gate)``."""
 
-    name: ClassVar[str] = "fuse_gate"
+    name: ClassVar[str] = "fuse-gate"
 
     @override
     def match(self, node: Node) -> Match | Miss | None:

@@ -22,7 +22,7 @@ class FuseModulation(TensorPass):
     ``scale`` and ``shift`` are constant over space: [n, C, 1, …] after a group norm, [n, 1, …, D] after a layer norm.
     """
 
-    name: ClassVar[str] = "fuse_modulation"
+    name: ClassVar[str] = "fuse-modulation"
 
     @override
     def match(self, node: Node) -> Match | Miss | None:

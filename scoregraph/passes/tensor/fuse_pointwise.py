@@ -21,7 +21,7 @@ class FusePointwise(TensorPass):
     A smaller expression that is broadcast stays apart: merged, it would be computed again for every element.
     """
 
-    name: ClassVar[str] = "fuse_pointwise"
+    name: ClassVar[str] = "fuse-pointwise"
     operands: int = 8
     """The most operands a kernel takes."""
 

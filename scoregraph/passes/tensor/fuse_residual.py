@@ -33,7 +33,7 @@ class FuseResidual(TensorPass):
     over one dimension is a ``conv2d`` behind a ``select``, and the sum moves in front of the ``select``.
     """
 
-    name: ClassVar[str] = "fuse_residual"
+    name: ClassVar[str] = "fuse-residual"
 
     @override
     def match(self, node: Node) -> Match | Miss | None:

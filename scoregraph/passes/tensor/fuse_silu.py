@@ -17,7 +17,7 @@ from scoregraph.passes.tensor.rewrite import Match, TensorPass
 class FuseSilu(TensorPass):
     """``x * sigmoid(x)`` → ``silu(x)``."""
 
-    name: ClassVar[str] = "fuse_silu"
+    name: ClassVar[str] = "fuse-silu"
 
     @override
     def match(self, node: Node) -> Match | Miss | None:

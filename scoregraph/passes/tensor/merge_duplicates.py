@@ -21,7 +21,7 @@ from scoregraph.passes.tensor.rewrite import Match, TensorPass
 class MergeDuplicates(TensorPass):
     """``silu(emb) … silu(emb)`` in every block → one ``silu(emb)``. Parameters stay apart, whatever they hold."""
 
-    name: ClassVar[str] = "merge_duplicates"
+    name: ClassVar[str] = "merge-duplicates"
 
     @override
     def match(self, node: Node) -> Match | Miss | None:

@@ -51,7 +51,7 @@ class NormalizeExpressions(TensorPass):
     Integer arithmetic stays as it is: the plan computes in float32.
     """
 
-    name: ClassVar[str] = "normalize_expressions"
+    name: ClassVar[str] = "normalize-expressions"
     charged: ClassVar[bool] = False
 
     @override

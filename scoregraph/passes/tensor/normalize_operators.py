@@ -27,7 +27,7 @@ from scoregraph.passes.tensor.simplify_identities import permutation
 class NormalizeOperators(TensorPass):
     """``aten.linear(x, w, b)`` → ``linear(x=x, w=w, bias=b, residual=None, gate=None, act="none")``."""
 
-    name: ClassVar[str] = "normalize_operators"
+    name: ClassVar[str] = "normalize-operators"
     charged: ClassVar[bool] = False
 
     @override

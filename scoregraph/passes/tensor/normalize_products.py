@@ -17,7 +17,7 @@ from scoregraph.passes.tensor.rewrite import Match, TensorPass
 class NormalizeProducts(TensorPass):
     """``einsum("bct,bcs->bts", q, k)`` → ``matmul(permute(q), k)``; ``einsum("nhw->nwh", x)`` → ``permute(x)``."""
 
-    name: ClassVar[str] = "normalize_products"
+    name: ClassVar[str] = "normalize-products"
     charged: ClassVar[bool] = False
 
     @override

@@ -60,7 +60,7 @@ class SimplifyIdentities(TensorPass):
     ``view`` would refuse that layout where ``reshape`` copies.
     """
 
-    name: ClassVar[str] = "simplify_identities"
+    name: ClassVar[str] = "simplify-identities"
     charged: ClassVar[bool] = False
 
     @override

@@ -189,11 +189,11 @@ def test_second_run_finds_nothing(name: str) -> None:
 def test_bisection_by_fuel_is_monotone_and_exact() -> None:
     """Every amount of fuel gives a program that computes the same, with exactly that many rewrites more."""
     module, captured, _, reports, inputs = compiled("adm")
-    total = sum(report.result.rewrites for report in reports if report.name.startswith(("fuse_", "merge_")))
+    total = sum(report.result.rewrites for report in reports if report.name.startswith(("fuse-", "merge-")))
     assert total == 6
     for limit in range(total + 1):
         program, partial = pipeline.run(captured, Fuel(limit))
-        spent = sum(each.result.rewrites for each in partial if each.name.startswith(("fuse_", "merge_")))
+        spent = sum(each.result.rewrites for each in partial if each.name.startswith(("fuse-", "merge-")))
         assert spent == limit
         assert largest_difference(program, module, *inputs(3)) <= 1e-10
 
