@@ -1,11 +1,15 @@
 """The compiled extension (native/py): plans on a CPU. Only ``scoregraph.backends.cpu`` imports it."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 VERSION: str
+
+# numpy's stubs give arrays the buffer protocol from Python 3.12 on only.
+_Buffer = Buffer | NDArray[Any]
 
 class _Event(Protocol):
     def is_set(self) -> bool: ...
@@ -29,12 +33,14 @@ class CancelFlag:
 class Program:
     """A plan, proved and ready to run for any batch. ``constants`` is held, never copied."""
 
-    def __new__(cls, plan: bytes, constants: Buffer, threads: int | None = None, isa: str | None = None) -> Program: ...
+    def __new__(
+        cls, plan: bytes, constants: _Buffer, threads: int | None = None, isa: str | None = None
+    ) -> Program: ...
     def run(
         self,
-        inputs: Mapping[str, Buffer],
-        outputs: Mapping[str, Buffer],
-        seeds: Buffer,
+        inputs: Mapping[str, _Buffer],
+        outputs: Mapping[str, _Buffer],
+        seeds: _Buffer,
         progress: Callable[[int, int], object] | None = None,
         cancel: CancelFlag | _Event | None = None,
     ) -> None:
