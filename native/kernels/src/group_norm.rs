@@ -4,7 +4,7 @@ use scoregraph_simd::{Act, Disjoint, Kernel, Simd};
 
 use crate::norm::moments;
 use crate::per_channel::PerChannel;
-use crate::rows::map;
+use crate::rows::{MapVector, map_with};
 use crate::{Context, View};
 
 /// Elements whose moments are taken in float32, read twice from the first-level cache; the blocks are merged in float64.
@@ -93,11 +93,25 @@ impl Kernel for Group<'_> {
             let gain = 1.0 + modulation(self.scale);
             let factor = s.splat((scaling * operand(self.op.weight, 1.0) * gain) as f32);
             let addend = s.splat((operand(self.op.bias, 0.0) * gain + modulation(self.shift)) as f32);
-            map(s, x, y, |_, _, x| {
-                let centred = s.sub(s.sub(x, rough), rest);
-                self.op.act.apply(s, s.mul_add(centred, factor, addend))
-            });
+            map_with(s, x, y, &Affine { rough, rest, factor, addend, act: self.op.act });
         }
+    }
+}
+
+/// `act((x - rough - rest) * factor + addend)`
+struct Affine<S: Simd> {
+    rough: S::F,
+    rest: S::F,
+    factor: S::F,
+    addend: S::F,
+    act: Act,
+}
+
+impl<S: Simd> MapVector<S> for Affine<S> {
+    #[inline(always)]
+    fn apply(&self, s: S, _: usize, _: usize, x: S::F) -> S::F {
+        let centred = s.sub(s.sub(x, self.rough), self.rest);
+        self.act.apply(s, s.mul_add(centred, self.factor, self.addend))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use scoregraph_simd::{Act, Kernel, Simd};
 
-use crate::rows::{for_rows, map, sum};
+use crate::rows::{MapVector, for_rows, map, map_with, sum};
 use crate::{Context, View};
 
 /// The operands of `layer_norm` beside x and y.
@@ -103,27 +103,48 @@ impl Kernel for LayerNormRows<'_> {
             let (mean, correction, variance) = moments(s, x);
             let scaling = s.splat(1.0 / (variance + self.op.eps).sqrt());
             let (mean, correction) = (s.splat(mean), s.splat(correction));
-            let scale = self.scale.map(|modulation| modulation.row(self.first + i));
-            let shift = self.shift.map(|modulation| modulation.row(self.first + i));
-            map(s, x, y, |at, n, x| {
-                // SAFETY: all of these have `cols` elements, and `map` stays within a row of as many.
-                let load = |row: *const f32| unsafe { s.load_first(row.add(at), n) };
-                let mut v = s.mul(s.sub(s.sub(x, mean), correction), scaling);
-                if let Some(weight) = self.op.weight {
-                    v = s.mul(v, load(weight.as_ptr()));
-                }
-                if let Some(bias) = self.op.bias {
-                    v = s.add(v, load(bias.as_ptr()));
-                }
-                if let Some(scale) = scale {
-                    v = s.mul(v, s.add(s.splat(1.0), load(scale)));
-                }
-                if let Some(shift) = shift {
-                    v = s.add(v, load(shift));
-                }
-                self.op.act.apply(s, v)
-            });
+            let row = LayerNormRow::<S> {
+                op: self.op,
+                scale: self.scale.map(|modulation| modulation.row(self.first + i)),
+                shift: self.shift.map(|modulation| modulation.row(self.first + i)),
+                mean,
+                correction,
+                scaling,
+            };
+            map_with(s, x, y, &row);
         }
+    }
+}
+
+/// What happens to one row of x when its moments are known.
+struct LayerNormRow<'a, S: Simd> {
+    op: &'a LayerNorm<'a>,
+    scale: Option<*const f32>,
+    shift: Option<*const f32>,
+    mean: S::F,
+    correction: S::F,
+    scaling: S::F,
+}
+
+impl<S: Simd> MapVector<S> for LayerNormRow<'_, S> {
+    #[inline(always)]
+    fn apply(&self, s: S, at: usize, n: usize, x: S::F) -> S::F {
+        // SAFETY: all of these have `cols` elements, and `map_with` stays within a row of as many.
+        let load = |row: *const f32| unsafe { s.load_first(row.add(at), n) };
+        let mut v = s.mul(s.sub(s.sub(x, self.mean), self.correction), self.scaling);
+        if let Some(weight) = self.op.weight {
+            v = s.mul(v, load(weight.as_ptr()));
+        }
+        if let Some(bias) = self.op.bias {
+            v = s.add(v, load(bias.as_ptr()));
+        }
+        if let Some(scale) = self.scale {
+            v = s.mul(v, s.add(s.splat(1.0), load(scale)));
+        }
+        if let Some(shift) = self.shift {
+            v = s.add(v, load(shift));
+        }
+        self.op.act.apply(s, v)
     }
 }
 
@@ -132,17 +153,25 @@ impl Kernel for LayerNormRows<'_> {
 #[inline(always)]
 pub(crate) fn moments<S: Simd>(s: S, row: &[f32]) -> (f32, f32, f32) {
     let count = row.len() as f32;
-    let mean = sum(s, row, s.splat(0.0), |x| x) / count;
+    let mean = sum(
+        s,
+        row,
+        s.splat(0.0),
+        #[inline(always)]
+        |x| x,
+    ) / count;
     let centre = s.splat(mean);
     let [d, squares] = crate::rows::fold(
         s,
         row,
         centre,
         [s.splat(0.0); 2],
+        #[inline(always)]
         |[a, b], x| {
             let d = s.sub(x, centre);
             [s.add(a, d), s.mul_add(d, d, b)]
         },
+        #[inline(always)]
         |[a, b], [c, d]| [s.add(a, c), s.add(b, d)],
     );
     let correction = s.reduce_add(d) / count;
@@ -163,16 +192,28 @@ impl Kernel for RmsNormRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (x, y) in self.x.chunks(self.cols).zip(self.y.chunks_mut(self.cols)) {
-            let mean = sum(s, x, s.splat(0.0), |x| s.mul(x, x)) / self.cols as f32;
+            let mean = sum(
+                s,
+                x,
+                s.splat(0.0),
+                #[inline(always)]
+                |x| s.mul(x, x),
+            ) / self.cols as f32;
             let scaling = s.splat(1.0 / (mean + self.eps).sqrt());
-            map(s, x, y, |at, n, x| {
-                let v = s.mul(x, scaling);
-                match self.weight {
-                    // SAFETY: the weight has `cols` elements, and `map` stays within a row of as many.
-                    Some(weight) => s.mul(v, unsafe { s.load_first(weight.as_ptr().add(at), n) }),
-                    None => v,
-                }
-            });
+            map(
+                s,
+                x,
+                y,
+                #[inline(always)]
+                |at, n, x| {
+                    let v = s.mul(x, scaling);
+                    match self.weight {
+                        // SAFETY: the weight has `cols` elements, and `map` stays within a row of as many.
+                        Some(weight) => s.mul(v, unsafe { s.load_first(weight.as_ptr().add(at), n) }),
+                        None => v,
+                    }
+                },
+            );
         }
     }
 }

@@ -59,7 +59,16 @@ pub(crate) fn fold<S: Simd, const N: usize>(
 /// The sum of `f` over a row whose lanes past the end read `fill`.
 #[inline(always)]
 pub(crate) fn sum<S: Simd>(s: S, row: &[f32], fill: S::F, f: impl Fn(S::F) -> S::F) -> f32 {
-    let [total] = fold(s, row, fill, [s.splat(0.0)], |[a], x| [s.add(a, f(x))], |[a], [b]| [s.add(a, b)]);
+    let [total] = fold(
+        s,
+        row,
+        fill,
+        [s.splat(0.0)],
+        #[inline(always)]
+        |[a], x| [s.add(a, f(x))],
+        #[inline(always)]
+        |[a], [b]| [s.add(a, b)],
+    );
     s.reduce_add(total)
 }
 
@@ -67,11 +76,43 @@ pub(crate) fn sum<S: Simd>(s: S, row: &[f32], fill: S::F, f: impl Fn(S::F) -> S:
 #[inline(always)]
 pub(crate) fn max<S: Simd>(s: S, row: &[f32]) -> f32 {
     let low = s.splat(f32::NEG_INFINITY);
-    let [largest] = fold(s, row, low, [low], |[a], x| [s.max(a, x)], |[a], [b]| [s.max(a, b)]);
+    let [largest] = fold(
+        s,
+        row,
+        low,
+        [low],
+        #[inline(always)]
+        |[a], x| [s.max(a, x)],
+        #[inline(always)]
+        |[a], [b]| [s.max(a, b)],
+    );
     s.reduce_max(largest)
 }
 
-/// `y[i] = f(i, x[i])` over a row, a vector at a time; `f` also gets how many lanes are real.
+/// What [`map_with`] does to each vector of a row, from element `at` on; `n` lanes are real.
+///
+/// A trait or a closure, it must be `#[inline(always)]`: anything as large as an activation otherwise becomes a function of
+/// its own, which is compiled without the features of the instruction set and 20 times slower.
+pub(crate) trait MapVector<S: Simd> {
+    fn apply(&self, s: S, at: usize, n: usize, x: S::F) -> S::F;
+}
+
+/// `y[i] = f(i, x[i])` over a row, a vector at a time.
+#[inline(always)]
+pub(crate) fn map_with<S: Simd>(s: S, x: &[f32], y: &mut [f32], f: &impl MapVector<S>) {
+    assert_eq!(x.len(), y.len());
+    for at in (0..x.len()).step_by(S::LANES) {
+        let n = S::LANES.min(x.len() - at);
+        // SAFETY: `at + n <= len`, and whole vectors are read and written only where `n` is a whole one.
+        unsafe {
+            let (from, to) = (x.as_ptr().add(at), y.as_mut_ptr().add(at));
+            let v = f.apply(s, at, n, if n == S::LANES { s.load(from) } else { s.load_first(from, n) });
+            if n == S::LANES { s.store(to, v) } else { s.store_first(to, v, n) }
+        }
+    }
+}
+
+/// [`map_with`] of a closure, which the caller marks `#[inline(always)]`; see [`MapVector`] for why.
 #[inline(always)]
 pub(crate) fn map<S: Simd>(s: S, x: &[f32], y: &mut [f32], f: impl Fn(usize, usize, S::F) -> S::F) {
     assert_eq!(x.len(), y.len());
