@@ -262,7 +262,13 @@ unsafe fn read_scaled<S: Simd>(s: S, from: *const f32, step: usize, scale: f32, 
         // SAFETY: the caller's contract.
         let from = unsafe { std::slice::from_raw_parts(from, to.len()) };
         let scale = s.splat(scale);
-        map(s, from, to, |_, _, x| s.mul(scale, x));
+        map(
+            s,
+            from,
+            to,
+            #[inline(always)]
+            |_, _, x| s.mul(scale, x),
+        );
     } else {
         for (i, to) in to.iter_mut().enumerate() {
             // SAFETY: the caller's contract.

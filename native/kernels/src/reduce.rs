@@ -60,8 +60,24 @@ impl Kernel for Rows<'_> {
             *y = match self.kind {
                 Reduction::Sum => long_sum(s, row) as f32,
                 Reduction::Mean => (long_sum(s, row) / self.cols as f64) as f32,
-                Reduction::Max => extremum(s, row, f32::NEG_INFINITY, |a, b| s.max(a, b), |v| s.reduce_max(v)),
-                Reduction::Min => extremum(s, row, f32::INFINITY, |a, b| s.min(a, b), |v| s.reduce_min(v)),
+                Reduction::Max => extremum(
+                    s,
+                    row,
+                    f32::NEG_INFINITY,
+                    #[inline(always)]
+                    |a, b| s.max(a, b),
+                    #[inline(always)]
+                    |v| s.reduce_max(v),
+                ),
+                Reduction::Min => extremum(
+                    s,
+                    row,
+                    f32::INFINITY,
+                    #[inline(always)]
+                    |a, b| s.min(a, b),
+                    #[inline(always)]
+                    |v| s.reduce_min(v),
+                ),
             };
         }
     }
@@ -70,7 +86,17 @@ impl Kernel for Rows<'_> {
 /// The sum of blocks in single precision, of their sums in double: the error does not grow with the length.
 #[inline(always)]
 fn long_sum<S: Simd>(s: S, row: &[f32]) -> f64 {
-    row.chunks(1024).map(|block| f64::from(sum(s, block, s.splat(0.0), |x| x))).sum()
+    let mut total = 0.0;
+    for block in row.chunks(1024) {
+        total += f64::from(sum(
+            s,
+            block,
+            s.splat(0.0),
+            #[inline(always)]
+            |x| x,
+        ));
+    }
+    total
 }
 
 #[inline(always)]
@@ -87,7 +113,9 @@ fn extremum<S: Simd>(
         row,
         fill,
         [fill, s.splat(0.0)],
+        #[inline(always)]
         |[best, nan], x| [choose(best, x), s.select(s.is_nan(x), x, nan)],
+        #[inline(always)]
         |[a, m], [b, n]| [choose(a, b), s.add(m, n)],
     );
     if s.any(s.is_nan(nan)) { f32::NAN } else { across(best) }

@@ -28,8 +28,20 @@ impl Kernel for Rows<'_> {
     fn run<S: Simd>(self, s: S) {
         for (x, y) in self.x.chunks(self.cols).zip(self.y.chunks_mut(self.cols)) {
             let largest = s.splat(max(s, x));
-            map(s, x, y, |_, _, x| math::exp(s, s.sub(x, largest)));
-            let total = s.splat(sum(s, y, s.splat(0.0), |e| e));
+            map(
+                s,
+                x,
+                y,
+                #[inline(always)]
+                |_, _, x| math::exp(s, s.sub(x, largest)),
+            );
+            let total = s.splat(sum(
+                s,
+                y,
+                s.splat(0.0),
+                #[inline(always)]
+                |e| e,
+            ));
             let inverse = s.div(s.splat(1.0), total);
             for chunk in y.chunks_mut(S::LANES) {
                 // SAFETY: only the elements of `chunk` are touched.

@@ -4,8 +4,8 @@ use crate::isa::Isa;
 
 /// A computation written once for every instruction set; [`Isa::dispatch`] runs it.
 ///
-/// Mark `run`, and every generic function it calls, `#[inline(always)]`: only code inlined into the entry of an
-/// instruction set is compiled for it.
+/// Mark `run`, every generic function it calls and every closure that computes with vectors `#[inline(always)]`: only code
+/// inlined into the entry of an instruction set is compiled for it, and what is left outside runs some fifty times slower.
 pub trait Kernel {
     /// What the computation returns.
     type Output;
@@ -173,8 +173,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
         // 2^n itself may be out of range where the product is not: multiply by two halves of it.
         let half = self.sar(n, 1);
         let rest = self.sub_i(n, half);
-        let power = |n| self.from_bits(self.shl(self.add_i(n, self.splat_i(127)), 23));
-        self.mul(self.mul(a, power(half)), power(rest))
+        let bias = self.splat_i(127);
+        let half = self.from_bits(self.shl(self.add_i(half, bias), 23));
+        let rest = self.from_bits(self.shl(self.add_i(rest, bias), 23));
+        self.mul(self.mul(a, half), rest)
     }
 
     /// Reads `LANES` integers, of any alignment.

@@ -87,9 +87,14 @@ unsafe fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     // SAFETY: vector v of a row is lanes `v * LANES ..` of the tile: panel `v * LANES / 16`, column `v * LANES % 16`;
     // rows are below ROWS, vectors below VECTORS, steps below k. The caller's contract.
     unsafe {
-        let rows: [*const f32; ROWS] = std::array::from_fn(|row| a.ptr.add(row * a.stride));
-        let panels: [*const f32; VECTORS] =
-            std::array::from_fn(|v| b.ptr.add(v * S::LANES / PANEL * b.stride + v * S::LANES % PANEL));
+        let rows: [*const f32; ROWS] = std::array::from_fn(
+            #[inline(always)]
+            |row| a.ptr.add(row * a.stride),
+        );
+        let panels: [*const f32; VECTORS] = std::array::from_fn(
+            #[inline(always)]
+            |v| b.ptr.add(v * S::LANES / PANEL * b.stride + v * S::LANES % PANEL),
+        );
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
         if accumulate {
             for (row, sums) in sums.iter_mut().enumerate() {
@@ -99,7 +104,10 @@ unsafe fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
             }
         }
         for step in 0..k {
-            let columns: [S::F; VECTORS] = std::array::from_fn(|v| s.load(panels[v].add(step * PANEL)));
+            let columns: [S::F; VECTORS] = std::array::from_fn(
+                #[inline(always)]
+                |v| s.load(panels[v].add(step * PANEL)),
+            );
             for (row, sums) in sums.iter_mut().enumerate() {
                 let x = s.splat(*rows[row].add(step));
                 for (sum, column) in sums.iter_mut().zip(columns) {

@@ -181,86 +181,79 @@ fn gather(operand: &Operand, layout: &Layout, start: usize, len: usize, row: *mu
 /// # Safety
 /// `a` and `to` have `len` elements; they are the same memory or do not overlap.
 #[inline(always)]
-unsafe fn map<S: Simd>(s: S, a: *const f32, to: *mut f32, len: usize, f: impl Fn(S::F) -> S::F) {
-    let whole = len - len % S::LANES;
-    // SAFETY: the caller's contract; the tail touches `len - whole` elements.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            s.store(to.add(i), f(s.load(a.add(i))));
-        }
-        if whole < len {
-            s.store_first(to.add(whole), f(s.load_first(a.add(whole), len - whole)), len - whole);
-        }
-    }
-}
-
-/// # Safety
-/// As [`map`].
-#[inline(always)]
 unsafe fn unary<S: Simd>(s: S, function: Unary, a: *const f32, to: *mut f32, len: usize) {
+    // A loop for each function, and a macro rather than closures: those might be compiled on their own, without the
+    // features of the instruction set.
+    macro_rules! map {
+        (|$x:ident| $value:expr) => {
+            for at in (0..len).step_by(S::LANES) {
+                let n = S::LANES.min(len - at);
+                // SAFETY: the caller's contract; whole vectors are read and written only where `n` is a whole one.
+                unsafe {
+                    let $x = if n == S::LANES { s.load(a.add(at)) } else { s.load_first(a.add(at), n) };
+                    let value = $value;
+                    if n == S::LANES { s.store(to.add(at), value) } else { s.store_first(to.add(at), value, n) }
+                }
+            }
+        };
+    }
     let one = s.splat(1.0);
-    // SAFETY: the caller's contract.
-    unsafe {
-        match function {
-            Unary::Neg => map(s, a, to, len, |x| s.neg(x)),
-            Unary::Abs => map(s, a, to, len, |x| s.abs(x)),
-            Unary::Exp => map(s, a, to, len, |x| math::exp(s, x)),
-            Unary::Log => map(s, a, to, len, |x| math::log(s, x)),
-            Unary::Sin => map(s, a, to, len, |x| math::sin(s, x)),
-            Unary::Cos => map(s, a, to, len, |x| math::cos(s, x)),
-            Unary::Sqrt => map(s, a, to, len, |x| s.sqrt(x)),
-            Unary::Rsqrt => map(s, a, to, len, |x| s.div(one, s.sqrt(x))),
-            Unary::Reciprocal => map(s, a, to, len, |x| s.div(one, x)),
-            Unary::Square => map(s, a, to, len, |x| s.mul(x, x)),
-            Unary::Tanh => map(s, a, to, len, |x| math::tanh(s, x)),
-            Unary::Sigmoid => map(s, a, to, len, |x| math::sigmoid(s, x)),
-            Unary::Silu => map(s, a, to, len, |x| math::silu(s, x)),
-            Unary::GeluTanh => map(s, a, to, len, |x| math::gelu_tanh(s, x)),
-            Unary::GeluErf => map(s, a, to, len, |x| math::gelu_erf(s, x)),
-            Unary::Relu => map(s, a, to, len, |x| math::relu(s, x)),
-            Unary::Erf => map(s, a, to, len, |x| math::erf(s, x)),
-            Unary::Floor => map(s, a, to, len, |x| s.floor(x)),
-        }
+    match function {
+        Unary::Neg => map!(|x| s.neg(x)),
+        Unary::Abs => map!(|x| s.abs(x)),
+        Unary::Exp => map!(|x| math::exp(s, x)),
+        Unary::Log => map!(|x| math::log(s, x)),
+        Unary::Sin => map!(|x| math::sin(s, x)),
+        Unary::Cos => map!(|x| math::cos(s, x)),
+        Unary::Sqrt => map!(|x| s.sqrt(x)),
+        Unary::Rsqrt => map!(|x| s.div(one, s.sqrt(x))),
+        Unary::Reciprocal => map!(|x| s.div(one, x)),
+        Unary::Square => map!(|x| s.mul(x, x)),
+        Unary::Tanh => map!(|x| math::tanh(s, x)),
+        Unary::Sigmoid => map!(|x| math::sigmoid(s, x)),
+        Unary::Silu => map!(|x| math::silu(s, x)),
+        Unary::GeluTanh => map!(|x| math::gelu_tanh(s, x)),
+        Unary::GeluErf => map!(|x| math::gelu_erf(s, x)),
+        Unary::Relu => map!(|x| math::relu(s, x)),
+        Unary::Erf => map!(|x| math::erf(s, x)),
+        Unary::Floor => map!(|x| s.floor(x)),
     }
 }
 
 /// `to[i] = f(a[i], b[i])`
 ///
 /// # Safety
-/// As [`map`], for both operands.
-#[inline(always)]
-unsafe fn zip<S: Simd>(s: S, a: *const f32, b: *const f32, to: *mut f32, len: usize, f: impl Fn(S::F, S::F) -> S::F) {
-    let whole = len - len % S::LANES;
-    // SAFETY: the caller's contract; the tail touches `len - whole` elements.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            s.store(to.add(i), f(s.load(a.add(i)), s.load(b.add(i))));
-        }
-        if whole < len {
-            let rest = len - whole;
-            let v = f(s.load_first(a.add(whole), rest), s.load_first(b.add(whole), rest));
-            s.store_first(to.add(whole), v, rest);
-        }
-    }
-}
-
-/// # Safety
-/// As [`zip`].
+/// As [`unary`], for both operands.
 #[inline(always)]
 unsafe fn binary<S: Simd>(s: S, function: Binary, a: *const f32, b: *const f32, to: *mut f32, len: usize) {
-    // x where x is NaN, else y.
-    let or_nan = |x, y| s.select(s.is_nan(x), x, y);
-    // SAFETY: the caller's contract.
-    unsafe {
-        match function {
-            Binary::Add => zip(s, a, b, to, len, |x, y| s.add(x, y)),
-            Binary::Sub => zip(s, a, b, to, len, |x, y| s.sub(x, y)),
-            Binary::Mul => zip(s, a, b, to, len, |x, y| s.mul(x, y)),
-            Binary::Div => zip(s, a, b, to, len, |x, y| s.div(x, y)),
-            Binary::Min => zip(s, a, b, to, len, |x, y| or_nan(x, s.min(x, y))),
-            Binary::Max => zip(s, a, b, to, len, |x, y| or_nan(x, s.max(x, y))),
-            // Rare, and exp(y log x) would lose digits with the size of y: the library's function.
-            Binary::Pow => (0..len).for_each(|i| to.add(i).write((*a.add(i)).powf(*b.add(i)))),
+    macro_rules! map {
+        (|$x:ident, $y:ident| $value:expr) => {
+            for at in (0..len).step_by(S::LANES) {
+                let n = S::LANES.min(len - at);
+                // SAFETY: the caller's contract; whole vectors are read and written only where `n` is a whole one.
+                unsafe {
+                    let $x = if n == S::LANES { s.load(a.add(at)) } else { s.load_first(a.add(at), n) };
+                    let $y = if n == S::LANES { s.load(b.add(at)) } else { s.load_first(b.add(at), n) };
+                    let value = $value;
+                    if n == S::LANES { s.store(to.add(at), value) } else { s.store_first(to.add(at), value, n) }
+                }
+            }
+        };
+    }
+    match function {
+        Binary::Add => map!(|x, y| s.add(x, y)),
+        Binary::Sub => map!(|x, y| s.sub(x, y)),
+        Binary::Mul => map!(|x, y| s.mul(x, y)),
+        Binary::Div => map!(|x, y| s.div(x, y)),
+        // `min` and `max` give y where x is NaN.
+        Binary::Min => map!(|x, y| s.select(s.is_nan(x), x, s.min(x, y))),
+        Binary::Max => map!(|x, y| s.select(s.is_nan(x), x, s.max(x, y))),
+        // Rare, and exp(y log x) would lose digits with the size of y: the library's function.
+        Binary::Pow => {
+            for i in 0..len {
+                // SAFETY: the caller's contract.
+                unsafe { to.add(i).write((*a.add(i)).powf(*b.add(i))) };
+            }
         }
     }
 }

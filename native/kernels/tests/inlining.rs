@@ -1,0 +1,127 @@
+//! Every kernel is compiled for the instruction set it runs with.
+//!
+//! A function that is not inlined into the entry of an instruction set is compiled without its features, and every
+//! vector operation in it becomes a call: results are the same, but the kernel is ten times slower than the scalar twin.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Numbers, isas};
+use scoregraph_kernels::attention::{Attention, attention, attention_scratch};
+use scoregraph_kernels::linear::{Linear, Weights, linear};
+use scoregraph_kernels::matmul::{matmul, matmul_scratch};
+use scoregraph_kernels::norm::{LayerNorm, layer_norm, rms_norm};
+use scoregraph_kernels::pointwise::{Binary, Instr, Operand, Program, Unary, pointwise, pointwise_scratch};
+use scoregraph_kernels::reduce::{Reduction, reduce};
+use scoregraph_kernels::softmax::softmax;
+use scoregraph_kernels::{Act, Context, Isa, Serial, View, ViewMut};
+
+const SIDE: usize = 128;
+
+/// A kernel with its operands, writing to a buffer of `SIDE * SIDE`.
+type Run = Box<dyn FnMut(&Context, &mut [f32])>;
+
+/// The fastest of some calls, so that a busy machine does not count.
+fn fastest(isa: Isa, mut f: impl FnMut(&Context)) -> Duration {
+    let ctx = Context { isa, pool: &Serial };
+    (0..12)
+        .map(|_| {
+            let start = Instant::now();
+            f(&ctx);
+            start.elapsed()
+        })
+        .min()
+        .expect("some calls")
+}
+
+#[test]
+fn no_instruction_set_is_slower_than_the_scalar_twin() {
+    let square = [SIDE, SIDE];
+    let mut numbers = Numbers(1);
+    let (x, w) = (numbers.floats(SIDE * SIDE), numbers.floats(SIDE * SIDE));
+    let mut y = vec![0.0; SIDE * SIDE];
+    let mut kernels: Vec<(String, Run)> = Vec::new();
+    // Leaked, so that the closures may keep them.
+    let (x, w): (&'static [f32], &'static [f32]) = (x.leak(), w.leak());
+
+    for (act, name) in Act::ALL {
+        kernels.push((
+            format!("linear with {name}"),
+            Box::new(move |ctx, y| {
+                let op = Linear {
+                    cols: SIDE,
+                    x: View::dense(x, &square).unwrap(),
+                    weights: Weights::N16(w),
+                    bias: Some(&x[..SIDE]),
+                    act,
+                    gate: Some(View::dense(&x[..SIDE], &[1, SIDE]).unwrap()),
+                    residual: Some(View::dense(w, &square).unwrap()),
+                };
+                linear(ctx, &op, &mut ViewMut::dense(y, &square).unwrap(), &mut []);
+            }),
+        ));
+        kernels.push((
+            format!("layer_norm with {name}"),
+            Box::new(move |ctx, y| {
+                let row = Some(View::dense(&w[..SIDE], &[1, SIDE]).unwrap());
+                let bias = Some(&w[..SIDE]);
+                let op = LayerNorm { cols: SIDE, eps: 1e-5, weight: bias, bias, scale: row, shift: row, act };
+                layer_norm(ctx, &op, x, y);
+            }),
+        ));
+    }
+    kernels.push(("rms_norm".into(), Box::new(|ctx, y| rms_norm(ctx, SIDE, 1e-5, Some(&w[..SIDE]), x, y))));
+    kernels.push(("softmax".into(), Box::new(|ctx, y| softmax(ctx, SIDE, x, y))));
+    for kind in [Reduction::Sum, Reduction::Mean, Reduction::Min, Reduction::Max] {
+        kernels.push((format!("reduce {kind:?}"), Box::new(move |ctx, y| reduce(ctx, kind, SIDE, x, &mut y[..SIDE]))));
+    }
+    for transposed in [false, true] {
+        kernels.push((
+            format!("matmul, transposed: {transposed}"),
+            Box::new(move |ctx, y| {
+                let strides = if transposed { [1, SIDE] } else { [SIDE, 1] };
+                let other = View::new(w, 0, scoregraph_kernels::Layout::new(&square, &strides).unwrap()).unwrap();
+                let mut scratch = vec![0.0; matmul_scratch(SIDE, 1)];
+                let mut y = ViewMut::dense(y, &square).unwrap();
+                matmul(ctx, 1.0, &View::dense(x, &square).unwrap(), &other, &mut y, &mut scratch);
+            }),
+        ));
+    }
+    kernels.push((
+        "attention".into(),
+        Box::new(|ctx, y| {
+            let shape = [1, 4, SIDE, 32];
+            let (q, v) = (View::dense(x, &shape).unwrap(), View::dense(w, &shape).unwrap());
+            let mut scratch = vec![0.0; attention_scratch(SIDE, 32, 1)];
+            let op = Attention { q, k: v, v, mask: None, scale: 1.0 };
+            attention(ctx, &op, &mut ViewMut::dense(y, &shape).unwrap(), &mut scratch);
+        }),
+    ));
+    let unary =
+        "neg abs exp log sin cos sqrt rsqrt reciprocal square tanh sigmoid silu gelu_tanh gelu_erf relu erf floor";
+    let unary = unary.split(' ').map(|name| (name, Instr::Unary(name.parse::<Unary>().unwrap(), 0)));
+    let binary = "add sub mul div min max".split(' ');
+    let binary = binary.map(|name| (name, Instr::Binary(name.parse::<Binary>().unwrap(), 0, 1)));
+    for (name, instr) in unary.chain(binary) {
+        let program = Program::new(2, vec![instr]).unwrap();
+        let mut scratch = vec![0.0; pointwise_scratch(&program, 1)];
+        kernels.push((
+            format!("pointwise {name}"),
+            Box::new(move |ctx, y| {
+                let operands = [x, w].map(|data| Operand::F32(View::dense(data, &square).unwrap()));
+                pointwise(ctx, &program, &operands, &mut ViewMut::dense(y, &square).unwrap(), &mut scratch);
+            }),
+        ));
+    }
+
+    for (name, mut kernel) in kernels {
+        let scalar = fastest(Isa::Scalar, |ctx| kernel(ctx, &mut y));
+        for isa in isas().filter(|isa| *isa > Isa::Scalar) {
+            let wide = fastest(isa, |ctx| kernel(ctx, &mut y));
+            println!("{name:<28} {:<7} {:5.1}", isa.name(), scalar.as_secs_f64() / wide.as_secs_f64());
+            // Some loops the compiler vectorises by itself, so the twin can be as fast; what this looks for is far slower.
+            assert!(wide < scalar * 2, "{name} on {}: {wide:?}, scalar {scalar:?}", isa.name());
+        }
+    }
+}
