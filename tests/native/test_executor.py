@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 
 import numpy as np
@@ -12,7 +13,18 @@ from small_plan import ROWS, WIDTH, expected, small_plan
 
 from scoregraph import _native
 from scoregraph.backends.cpu import Cpu
-from scoregraph.errors import BadInput, BadMachineSetting, Cancelled, MissingInput, NotEnoughMemory
+from scoregraph.errors import (
+    BadInput,
+    BadMachineSetting,
+    BatchMismatch,
+    Cancelled,
+    InternalFault,
+    MissingInput,
+    NativeMissing,
+    NotEnoughMemory,
+    PlanCorrupt,
+    PlanVersion,
+)
 from scoregraph.plan.schema import Plan
 
 pytestmark = pytest.mark.native
@@ -187,6 +199,37 @@ def test_too_large_a_batch_is_refused_before_it_allocates():
 def test_a_setting_that_the_machine_lacks_is_refused(threads, isa):
     with pytest.raises(BadMachineSetting):
         program(threads, isa)
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(BatchMismatch, match="at least one sample"):
+        program().run({"level": LEVEL[:0]}, SEEDS[:0])
+
+
+def test_a_plan_of_another_version_or_with_other_constants_is_refused():
+    plan = Plan.model_validate(SMALL.body)
+    with pytest.raises(PlanVersion, match="version 2"):
+        Cpu(1).compile(plan.model_copy(update={"version": 2}), SMALL.constants)
+    with pytest.raises(PlanCorrupt, match="not those of the plan"):
+        Cpu(1).compile(plan, SMALL.constants[:-64])
+
+
+def test_without_the_extension_the_cure_is_to_build_it(monkeypatch):
+    import scoregraph
+    from scoregraph.backends import cpu
+
+    monkeypatch.setitem(sys.modules, "scoregraph._native", None)
+    monkeypatch.delattr(scoregraph, "_native")
+    with pytest.raises(NativeMissing, match="maturin develop"):
+        cpu.backend()
+
+
+def test_a_fault_of_our_own_says_so():
+    from scoregraph.backends.cpu.backend import _translate
+
+    fault = _native.NativeError("internal", "segment loop", "a kernel panicked", "", [])
+    with pytest.raises(InternalFault, match="a kernel panicked"):
+        raise _translate(fault, Plan.model_validate(SMALL.body))
 
 
 def test_the_environment_sets_the_threads(monkeypatch):
