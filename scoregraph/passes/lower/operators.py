@@ -48,7 +48,7 @@ def linear(
     gate: Value | None = None,
     act: str = "none",
 ) -> Value:
-    x = _rows(drafter, x, site)
+    x, w = _rows(drafter, x, site), drafter.dense(w, site)
     y = drafter.new((*x.shape[:-1], w.shape[0]), name=site)
     if residual is not None:
         residual = drafter.dense(drafter.as_buffer(shapes.expand(residual, y.shape)), site)
@@ -71,7 +71,7 @@ def conv2d(
     padding: Sequence[int] = (0, 0),
     act: str = "none",
 ) -> Value:
-    x = drafter.dense(x, site)
+    x, w = drafter.dense(x, site), drafter.dense(w, site)
     n, _, height, width = x.shape
     out, _, kh, kw = w.shape
     assert isinstance(height, int)
@@ -202,19 +202,58 @@ def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else ([*value] * 2)[:2]
 
 
-@rule("aten.avg_pool2d.default", "aten.max_pool2d.default", "aten.max_pool2d_with_indices.default")
-def pool2d(
+@rule("aten.avg_pool2d.default")
+def avg_pool2d(
     drafter: Drafter,
     site: str,
     x: Value,
     kernel: Sequence[int],
-    stride: Sequence[int] | None = None,
+    stride: Sequence[int] = (),
     padding: int | Sequence[int] = 0,
-    *rest: object,
-    op: str = "avg_pool2d",
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Value:
+    if divisor_override is not None:
+        raise ValueError("a divisor other than the size of the window")
+    return _pool2d(drafter, site, "avg_pool2d", x, kernel, stride, padding, ceil_mode)
+
+
+@rule("aten.max_pool2d.default")
+def max_pool2d(
+    drafter: Drafter,
+    site: str,
+    x: Value,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+) -> Value:
+    if _pair(dilation) != [1, 1]:
+        raise ValueError("pooling with dilation is not covered")
+    return _pool2d(drafter, site, "max_pool2d", x, kernel, stride, padding, ceil_mode)
+
+
+@rule("aten.max_pool2d_with_indices.default")
+def max_pool2d_with_indices(drafter: Drafter, site: str, x: Value, *options: Any) -> tuple[Value | None, ...]:
+    return max_pool2d(drafter, site, x, *options), None  # nothing that is covered reads the indices
+
+
+def _pool2d(
+    drafter: Drafter,
+    site: str,
+    op: str,
+    x: Value,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: int | Sequence[int],
+    ceil_mode: bool,
 ) -> Value:
     if any(_pair(padding)):
         raise ValueError("pooling with padding is not covered")
+    if ceil_mode:
+        raise ValueError("pooling that rounds sizes up (ceil_mode) is not covered")
     x = drafter.dense(x, site)
     kernel = _pair(kernel)
     stride = _pair(stride) if stride else kernel
@@ -232,9 +271,9 @@ def upsample_nearest2d(drafter: Drafter, site: str, x: Value, size: Sequence[Any
     height, width = x.shape[2:]
     assert isinstance(height, int)
     assert isinstance(width, int)
-    factors: Sequence[float] = scales[0] if scales else (1.0, 1.0)
+    factors: Sequence[float] = scales[0] if scales and size is None else (1.0, 1.0)
     out = tuple(size) if size is not None else (int(height * factors[0]), int(width * factors[1]))
-    if out[0] % height or out[1] % width:
+    if out[0] % height or out[1] % width or any(factor != int(factor) for factor in factors):
         raise ValueError(f"nearest upsampling from {height}x{width} to {out[0]}x{out[1]} is not by whole factors")
     x = drafter.dense(x, site)
     y = drafter.new((*x.shape[:2], *out), name=site)
@@ -254,6 +293,8 @@ def embedding(drafter: Drafter, site: str, w: Value, index: Value, *options: obj
 def reduce(
     drafter: Drafter, site: str, x: Value, dims: Sequence[int], keepdim: bool = False, *, kind: str = "mean", **_: Any
 ) -> Value:
+    if not dims:
+        raise ValueError(f"a {kind} over the batch")
     axes = sorted(d % len(x.shape) for d in dims)
     lead = [i for i in range(len(x.shape)) if i not in axes]
     x = drafter.dense(shapes.permute(x, [*lead, *axes]), site)
@@ -266,9 +307,8 @@ def reduce(
     return y
 
 
-KEYWORDS: dict[str, dict[str, str]] = {
-    "aten.max_pool2d.default": {"op": "max_pool2d"},
-    "aten.max_pool2d_with_indices.default": {"op": "max_pool2d"},
+KEYWORDS: dict[str, dict[str, str | float]] = {
+    "aten.ones.default": {"value": 1.0},
     "aten.mean.dim": {"kind": "mean"},
     "aten.sum.dim_IntList": {"kind": "sum"},
     "aten.amin.default": {"kind": "min"},
@@ -288,7 +328,11 @@ def to(drafter: Drafter, site: str, x: Value, *args: Any, **kwargs: Any) -> Valu
 
 
 @rule("aten.full.default", "aten.zeros.default", "aten.ones.default")
-def full(drafter: Drafter, site: str, size: Sequence[int | Batch], value: float = 0.0, **_: object) -> Value:
+def full(
+    drafter: Drafter, site: str, size: Sequence[int | Batch], value: float = 0.0, dtype: object = None, **_: object
+) -> Value:
+    if str(dtype) not in ("None", "torch.float32", "torch.float64"):
+        raise ValueError(f"a constant of {dtype}")
     y = drafter.new(tuple(size), name=site)
     drafter.call("fill", {}, {"x": y}, {"value": float(value)}, site)
     return y

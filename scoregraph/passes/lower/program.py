@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,6 +68,12 @@ def _call(drafter: Drafter, node: Node, values: dict[Node, Any], name: str) -> A
         )
     args = _resolve(node.args, values)
     kwargs = {**_resolve(node.kwargs, values), **operators.KEYWORDS.get(key, {})}
+    try:
+        inspect.signature(rule).bind(drafter, name, *args, **kwargs)
+    except TypeError as error:
+        raise UncoveredOperator(
+            operator=key, reason=f"its kernel: {error}", shape=_shape_of(node), where=source_of(node) or name
+        ) from None
     try:
         return rule(drafter, f"{name}/{node.name}", *args, **kwargs)
     except ValueError as error:
