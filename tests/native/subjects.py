@@ -97,6 +97,13 @@ def error(got: np.ndarray, expected: np.ndarray) -> float:
     return float((gap / np.abs(expected).reshape(len(got), -1).max(axis=1)).max())
 
 
+def distance(got: np.ndarray, expected: np.ndarray) -> float:
+    """The Euclidean distance of a sample to the expected one over the length of that, of the worst sample."""
+    assert got.shape == expected.shape
+    gap = np.linalg.norm((got - expected).reshape(len(got), -1), axis=1)
+    return float((gap / np.linalg.norm(expected.reshape(len(got), -1), axis=1)).max())
+
+
 # --- Transformers and U-Nets --------------------------------------------------------------------
 
 
