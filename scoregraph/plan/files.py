@@ -41,7 +41,7 @@ def lay_out(plan: Plan, arrays: Mapping[int, np.ndarray]) -> tuple[Plan, bytes]:
     cells: list[bytes] = []
     for constant in plan.constants:
         raw = np.ascontiguousarray(arrays[constant.id], dtype=_NUMPY[constant.dtype]).tobytes()
-        cells.append(raw + bytes(-len(raw) % ALIGN))
+        cells.append(raw + bytes(-len(raw) % ALIGN) if raw else bytes(ALIGN))  # Arrow has no place for nothing
     columns = {
         "name": [""] + [c.name for c in plan.constants],
         "dtype": [""] + [c.dtype for c in plan.constants],
