@@ -9,7 +9,7 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: .venv/.terrain ## set up, then generate a picture of terrain
-	$(BIN)/scoregraph generate terrain --seed 7 --out out/terrain.png
+	$(BIN)/scoregraph generate terrain --seed 7 --set 'difficulty=[10,40,70,100]' --out out/terrain.png
 
 check: .venv/.dev lint rust test ## set up, then lint, types, Rust and Python tests
 

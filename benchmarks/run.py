@@ -58,13 +58,13 @@ def measure(name: str, rounds: int, threads: int, engines: list[str]) -> None:
 
     oracle = answers.get("torch eager", next(iter(answers.values())))
     scale = float(np.abs(oracle).max())
-    features = _native.cpu_features()
+    isa = _native.isa()
     result = {
         "case": case.name,
         "threads": threads,
         "rounds": rounds,
         "processor": processor(),
-        "isa": features["isa"],
+        "isa": isa,
         "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip(),
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
@@ -81,7 +81,7 @@ def measure(name: str, rounds: int, threads: int, engines: list[str]) -> None:
             for engine, ms in times.items()
         },
     }
-    path = HERE / "results" / f"{case.name}-{features['isa']}-{threads}t.json"
+    path = HERE / "results" / f"{case.name}-{isa}-{threads}t.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     show(result)
 

@@ -90,6 +90,7 @@ def generate(
     """Build, compile and run a graph, and write its samples: a picture where there is one to see, and the raw array."""
     from scoregraph import gallery
 
+    _check_ending(out_file)
     started = time.perf_counter()
     exhibit = gallery.GALLERY.get(name)
     if exhibit is not None:
@@ -141,6 +142,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a saved plan. Torch is not needed, nothing in the folder is trusted or executed."""
+    _check_ending(out_file)
     started = time.perf_counter()
     plan = runtime.load(folder, threads)
     loaded = time.perf_counter()
@@ -341,7 +343,17 @@ def _run(
     known = [spec.name for spec in plan.plan.inputs]
     for name in inputs:  # here, since --set seed=1 must not meet run's own arguments
         if name not in known:
-            raise UnknownName(kind="input", name=name, known=known)
+            raise UnknownName(kind="input", name=name, known=known, where=f"--set {name}=…")
+    try:
+        return _run_checked(plan, inputs, seed=seed, batch=batch, quiet=quiet)
+    except ScoregraphError as error:
+        name = error.values.get("name")
+        raise error.at(f"--set {name}=…" if name in inputs else None) from None
+
+
+def _run_checked(
+    plan: runtime.CompiledPlan, inputs: dict[str, Any], *, seed: int, batch: int, quiet: bool
+) -> dict[str, np.ndarray]:
     if quiet or not err.is_terminal:
         return plan.run(seed=seed, batch=batch, **inputs)
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -354,15 +366,19 @@ def _run(
         return plan.run(seed=seed, batch=batch, progress=update, **inputs)
 
 
+def _check_ending(path: Path | None) -> None:
+    """Refuse a file whose ending says no format, before minutes are spent on what shall be in it."""
+    if path is not None and path.suffix not in (".png", ".npy", ".npz"):
+        raise WrongFormat(path=path, known=".png, .npy, .npz", where="--out")
+
+
 def _write(results: dict[str, np.ndarray], wanted: Path | None, stem: Path) -> list[Path]:
     """Write arrays, and a picture where an output can be drawn. ``wanted`` names the file, else both get names."""
     from scoregraph.render import PICTURES
 
     drawn = next((name for name in results if name in PICTURES), None)
-    if wanted is not None and wanted.suffix not in (".png", ".npy", ".npz"):
-        raise WrongFormat(path=wanted, known=".png, .npy, .npz")
     if wanted is not None and wanted.suffix == ".png" and drawn is None:
-        raise WrongFormat(path=wanted, known=".npy, .npz (none of the outputs is a picture)")
+        raise WrongFormat(path=wanted, known=".npy, .npz (none of the outputs is a picture)", where="--out")
     base = wanted.with_suffix("") if wanted else stem
     try:
         base.parent.mkdir(parents=True, exist_ok=True)

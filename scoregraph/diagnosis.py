@@ -26,29 +26,37 @@ def processor() -> str:
 def examine() -> dict[str, str]:
     """Each finding as one line of text."""
     found = {
-        "scoregraph": metadata.version("scoregraph"),
+        "scoregraph": _version("scoregraph") or "a source checkout",
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "processor": processor(),
         "cores": str(os.cpu_count()),
     }
     found |= _native()
     for name in OPTIONAL:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+        found[name] = _version(name) or "not installed"
     found["gpu"] = _gpu()
     kept = cache.entries()
     found["plan cache"] = f"{cache.root()}: {len(kept)} plans, {sum(e.nbytes for e in kept) / 1e6:.1f} MB"
     return found
 
 
-def _native() -> dict[str, str]:
-    from scoregraph import _native
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
-    features = _native.cpu_features()
-    available = ", ".join(name for name, there in features.items() if there is True)
-    return {"instruction set": str(features.get("isa", "?")), "features": available}
+
+def _native() -> dict[str, str]:
+    try:
+        from scoregraph import _native
+    except ImportError as error:
+        return {"instruction set": f"unknown, the compiled extension is missing: {error}"}
+    features = ", ".join(name for name, there in _native.cpu_features().items() if there)
+    try:
+        return {"instruction set": _native.isa(), "threads": str(_native.threads()), "features": features}
+    except ValueError as error:  # SCOREGRAPH_ISA or SCOREGRAPH_THREADS asks for what is not here
+        return {"instruction set": f"unusable setting: {error}", "features": features}
 
 
 def _gpu() -> str:

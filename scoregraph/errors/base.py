@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 _PACKAGE = __name__.partition(".")[0]
+_COMMAND_LINE = f"{_PACKAGE}.cli"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,12 @@ class Location:
 
 
 def here() -> Location | None:
-    """The nearest caller outside this package, which is the user's own line."""
+    """The nearest caller outside this package, which is the user's own line; a command line has none."""
     frame = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_globals.get("__name__") != _COMMAND_LINE:
         # By module and not by file: the __init__ that a dataclass generates has no file.
-        if frame.f_globals.get("__name__", "").partition(".")[0] != _PACKAGE:
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] != _PACKAGE:
             return Location(Path(frame.f_code.co_filename).name, frame.f_lineno)
         frame = frame.f_back
     return None
