@@ -20,7 +20,8 @@ DType = Literal["f32", "i64", "u8"]
 class Data(BaseModel):
     """Base of every part of a plan: immutable, and an unknown field is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no infinite numbers; as strings they reach the compiled backend in JSON that every parser reads.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Slot(Data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from scoregraph.backends.cpu import Cpu
 from scoregraph.backends.reference import Reference
 from scoregraph.graph import guidance, noise, prediction, samplers, schedules
 from scoregraph.models import toy
+from scoregraph.plan import files
+from scoregraph.plan.dims import Batch
 
 pytest.importorskip("triton")
 from scoregraph.backends.triton import TritonBackend
@@ -92,6 +95,26 @@ def test_one_plan_file_runs_on_every_backend():
         found = distance(got["x"], expected)
         print(f"{backend}: {found:.1e}")
         assert found <= 1e-5
+
+
+def test_infinite_numbers_of_a_plan_reach_every_backend(tmp_path):
+    """A mask fills with -inf, for which JSON has no number; neither a plan file nor the way into Rust may lose it."""
+    sketch = _hand_written().Sketch()
+    x = sketch.new((Batch(1), 3))
+    sketch.begin("all")
+    sketch.call("fill", {}, {"x": x}, {"value": -math.inf}, site="mask")
+    y = sketch.new((Batch(1), 3))
+    sketch.call("pointwise", {"x0": x}, {"y": y}, {"program": [["const", math.inf], ["max", 0, 1]]}, site="top")
+    sketch.output("x", x)
+    sketch.output("y", y)
+    plan, constants = sketch.data()
+    files.save(plan, constants, {}, tmp_path / "plan")
+    loaded, mapped = files.load(tmp_path / "plan")
+    assert loaded == plan
+    for backend in (Reference("float32"), Cpu(1), TritonBackend(interpret=True)):
+        got = backend.compile(loaded, mapped).run({}, np.zeros(2, np.uint64))
+        assert (got["x"] == -np.inf).all(), backend
+        assert (got["y"] == np.inf).all(), backend
 
 
 def test_every_backend_keeps_the_protocol():

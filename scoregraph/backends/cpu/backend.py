@@ -6,7 +6,6 @@ file gives each its error class. Nothing else is done here: no kernel, no loop.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -87,7 +86,9 @@ class Cpu:
         """
         native = _extension()
         try:
-            program = native.Program(_json(plan), constants, self.threads, self.isa)
+            program = native.Program(
+                plan.model_dump_json(exclude_defaults=True).encode(), constants, self.threads, self.isa
+            )
         except native.NativeError as error:
             raise _translate(error, plan) from None
         except ValueError as error:
@@ -155,14 +156,6 @@ class CpuProgram:
     def source(self) -> str:
         """What will run: one call a line with its operands' shapes and memory."""
         return self.native.source()
-
-
-def _json(plan: Plan) -> bytes:
-    """The plan as strict JSON: an infinite attribute, for which JSON has no number, becomes its name."""
-    text = json.dumps(plan.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
-    if "Infinity" in text or "NaN" in text:
-        text = json.dumps(json.loads(text, parse_constant=str), ensure_ascii=False)
-    return text.encode()
 
 
 def _translate(error: Exception, plan: Plan) -> ScoregraphError:
