@@ -234,7 +234,7 @@ fn exponentials<S: Simd>(s: S, x: &mut [f32], base: S::F) -> f32 {
             // SAFETY: the pair is two vectors.
             unsafe {
                 let at = pair.as_mut_ptr().add(i * S::LANES);
-                let e = math::exp(s, s.sub(s.load(at), base));
+                let e = math::exp_flushed(s, s.sub(s.load(at), base));
                 *total = s.add(*total, e);
                 s.store(at, e);
             }
@@ -244,7 +244,7 @@ fn exponentials<S: Simd>(s: S, x: &mut [f32], base: S::F) -> f32 {
         // SAFETY: only the elements of `chunk` are touched; the lanes past them count as exp(-inf) = 0.
         unsafe {
             let score = s.load_or(chunk.as_ptr(), chunk.len(), s.splat(f32::NEG_INFINITY));
-            let e = math::exp(s, s.sub(score, base));
+            let e = math::exp_flushed(s, s.sub(score, base));
             totals[0] = s.add(totals[0], e);
             s.store_first(chunk.as_mut_ptr(), e, chunk.len());
         }

@@ -33,7 +33,7 @@ impl Kernel for Rows<'_> {
                 x,
                 y,
                 #[inline(always)]
-                |_, _, x| math::exp(s, s.sub(x, largest)),
+                |_, _, x| math::exp_flushed(s, s.sub(x, largest)),
             );
             let total = s.splat(sum(
                 s,
