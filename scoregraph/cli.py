@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import runpy
+import shlex
 import sys
 import time
 import traceback
@@ -61,6 +62,7 @@ def main() -> None:
 
 
 def _fail(error: ScoregraphError) -> NoReturn:
+    error = error.at(shlex.join(["scoregraph", *sys.argv[1:]]))
     if "--json" in sys.argv:
         body = {"error": {"code": error.code, "title": error.title, "text": str(error)}}
         print(json.dumps(body))
@@ -264,16 +266,16 @@ def _graph(name: str) -> Any:
     if not path.suffix:
         return gallery.find(name).build()
     if not path.is_file():
-        raise NoGraphThere(path=path, problem="there is no such file")
+        raise NoGraphThere(path=path, problem="there is no such file", where=str(path))
     if path.suffix == ".py":
         return _run_file(path)
     read = {".json": from_json, ".txt": parse}.get(path.suffix)
     if read is None:
-        raise NoGraphThere(path=path, problem=f"{path.suffix} is not a form of a graph")
+        raise NoGraphThere(path=path, problem=f"{path.suffix} is not a form of a graph", where=str(path))
     try:
         return read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise NoGraphThere(path=path, problem=f"it cannot be read: {error}") from None
+        raise NoGraphThere(path=path, problem=f"it cannot be read: {error}", where=str(path)) from None
 
 
 def _run_file(path: Path) -> Any:
@@ -286,15 +288,15 @@ def _run_file(path: Path) -> Any:
     except ScoregraphError:
         raise
     except SyntaxError as error:
-        raise NoGraphThere(path=path, problem=f"line {error.lineno}: {error.msg}") from None
+        raise NoGraphThere(path=path, problem=error.msg, where=f"{path}:{error.lineno}") from None
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        place = f"line {lines[-1]}: " if lines else ""
-        raise NoGraphThere(path=path, problem=f"{place}{type(error).__name__}: {error}") from None
+        place = f"{path}:{lines[-1]}" if lines else str(path)
+        raise NoGraphThere(path=path, problem=f"{type(error).__name__}: {error}", where=place) from None
     if found is None:
-        raise NoGraphThere(path=path, problem="it does not define a variable 'graph'")
+        raise NoGraphThere(path=path, problem="it does not define a variable 'graph'", where=str(path))
     if not isinstance(found, Graph | GraphBuilder):
-        raise NoGraphThere(path=path, problem=f"its 'graph' is a {type(found).__name__}")
+        raise NoGraphThere(path=path, problem=f"its 'graph' is a {type(found).__name__}", where=str(path))
     return found
 
 
@@ -323,7 +325,7 @@ def _settings(texts: list[str]) -> dict[str, Any]:
                 raise ValueError
             found[name] = np.load(value[1:]) if value.startswith("@") else np.array(json.loads(value), dtype=float)
         except (ValueError, TypeError, OSError, EOFError, RecursionError):
-            raise BadSetting(text=text) from None
+            raise BadSetting(text=text, where="--set") from None
     return found
 
 

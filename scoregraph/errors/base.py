@@ -54,14 +54,20 @@ class ScoregraphError(Exception):
     cure: ClassVar[str]
 
     def __init__(self, *, where: Location | str | None = None, **values: object) -> None:
-        self.where = where
+        self._stated = where
+        self._caller = None if where is not None else here()
         self.values = values
         super().__init__(self._render())
 
+    @property
+    def where(self) -> Location | str | None:
+        """The place: what was stated, else the user's line that called this package."""
+        return self._stated if self._stated is not None else self._caller
+
     def at(self, where: Location | str | None) -> Self:
-        """This error with a place, unless it already has one: rules raise, those who know the place add it."""
-        if self.where is None and where is not None:
-            self.where = where
+        """This error with a place, unless one was stated: rules raise, those who know the place better add it."""
+        if self._stated is None and where is not None:
+            self._stated = where
             self.args = (self._render(),)
         return self
 

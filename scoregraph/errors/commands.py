@@ -35,7 +35,8 @@ class WrongFormat(ScoregraphError):
 
 
 class MissingExtra(ScoregraphError):
-    """An optional package is needed for what was asked."""
+    """An optional package is needed for what was asked. What a plain installation leaves out comes as extras:
+    ``scoregraph[torch]`` compiles graphs, ``scoregraph[terrain]`` also draws pictures of the terrain model."""
 
     code = "SG704"
     title = "missing package"

@@ -26,7 +26,8 @@ class UncoveredNode(ScoregraphError):
 
 
 class UncoveredCall(ScoregraphError):
-    """A backend has no kernel for one of the plan's calls."""
+    """A backend has no kernel for one of the plan's calls. The message names the call and the layer it came from. The
+    triton backend covers a part of docs/plan-format.md; cpu and reference cover all of it."""
 
     code = "SG403"
     title = "call not supported by the backend"

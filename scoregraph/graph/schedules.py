@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scoregraph.errors import InfiniteSigma, Location, NoTimestep, TooManySteps, UnknownName, ZeroAlpha
+from scoregraph.errors import InfiniteSigma, Location, NoTimestep, TooManySteps, UnknownName, ZeroAlpha, here
 from scoregraph.graph import options
 from scoregraph.graph.prediction import SPACES, Prediction
 from scoregraph.graph.spec import Spec
@@ -157,7 +157,7 @@ class Discrete(Schedule):
         """The N training timesteps, in descending order."""
         n, train = self.steps, self.train_steps
         if n > train:
-            raise TooManySteps(spec=self, needed=n - 1, last=train - 1)
+            raise TooManySteps(spec=self, needed=n - 1, last=train - 1, where=here())
         if self.spacing == "leading":
             visited = np.arange(n)[::-1] * (train // n) + self.offset
         elif self.spacing == "trailing":
@@ -165,7 +165,7 @@ class Discrete(Schedule):
         else:
             visited = np.round(np.linspace(train - 1, 0, n))
         if visited[0] >= train:
-            raise TooManySteps(spec=self, needed=int(visited[0]), last=train - 1)
+            raise TooManySteps(spec=self, needed=int(visited[0]), last=train - 1, where=here())
         return tuple(int(t) for t in visited)
 
     def grid(self) -> Grid:

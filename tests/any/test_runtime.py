@@ -123,7 +123,7 @@ REFUSED = {
     "a fractional seed": ({"tilt": 0, "seed": 0.5}, BadInput, "0.5 is not a whole number"),
     "a seed as a text": ({"tilt": 0, "seed": "7"}, BadInput, "'7' is not a whole number"),
     "fractional seeds": ({"tilt": 0, "seeds": np.array([0.5])}, BadInput, "0.5 is not a whole number"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
