@@ -34,3 +34,15 @@ def terrain_plan(terrain):
     import scoregraph as sg
 
     return sg.compile(terrain, device="cpu", use_cache=False)
+
+
+@pytest.fixture(scope="session")
+def terrain_sampling(terrain):
+    """The graph and plan of two guided jumps of the terrain network, and its head; ``cond0`` is the difficulty."""
+    from subjects import sampling
+
+    import scoregraph as sg
+
+    schedule = sg.schedules.karras(steps=2, sigma_min=30.0, sigma_max=80.0)
+    g = sampling(terrain, schedule, sg.samplers.consistency(), sg.guidance.cfg(1.5))
+    return g.build(), sg.compile(g, device="cpu", use_cache=False)

@@ -56,18 +56,15 @@ def _dit() -> Subject:
     return Subject(plan, {"cond0": np.array([3, 999, 0, 17])}, 4)
 
 
-def _terrain(net: sg.models.Network) -> Subject:
+def _terrain(plan: sg.CompiledPlan) -> Subject:
     """The pretrained U-Net, with guidance, noise and its head."""
-    schedule = schedules.karras(steps=2, sigma_min=30.0, sigma_max=80.0)
-    graph = sampling(net, schedule, samplers.consistency(), guidance.cfg(1.5))
-    plan = sg.compile(graph, device="cpu", use_cache=False)
     return Subject(plan, {"cond0": np.array([1, 40, 75, 100], np.float32)}, 2)
 
 
 @pytest.fixture(scope="module", params=["toy", "dit", pytest.param("terrain", marks=pytest.mark.slow)])
 def subject(request) -> Subject:
     if request.param == "terrain":
-        return _terrain(request.getfixturevalue("terrain"))
+        return _terrain(request.getfixturevalue("terrain_sampling")[1])
     return {"toy": _toy, "dit": _dit}[request.param]()
 
 
