@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from scoregraph import cache
+from scoregraph.errors import ScoregraphError
 
 OPTIONAL = ("torch", "triton", "onnx", "onnxruntime", "matplotlib", "diffusers", "adaptive-terrain-diffusion")
 
@@ -48,15 +49,12 @@ def _version(package: str) -> str | None:
 
 
 def _native() -> dict[str, str]:
+    from scoregraph.backends import cpu
+
     try:
-        from scoregraph import _native
-    except ImportError as error:
-        return {"instruction set": f"unknown, the compiled extension is missing: {error}"}
-    features = ", ".join(name for name, there in _native.cpu_features().items() if there)
-    try:
-        return {"instruction set": _native.isa(), "threads": str(_native.threads()), "features": features}
-    except ValueError as error:  # SCOREGRAPH_ISA or SCOREGRAPH_THREADS asks for what is not here
-        return {"instruction set": f"unusable setting: {error}", "features": features}
+        return cpu.describe()
+    except ScoregraphError as error:  # the extension is missing, or the environment asks for what is not here
+        return {"instruction set": f"unknown: {error}"}
 
 
 def _gpu() -> str:

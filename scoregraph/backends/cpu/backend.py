@@ -55,6 +55,21 @@ def backend(threads: int | None = None) -> Cpu:
     return Cpu(threads)
 
 
+def describe() -> dict[str, str]:
+    """What programs use on this machine: instruction set, threads, and the processor's features.
+
+    Raises:
+        NativeMissing: the extension was not built.
+        BadMachineSetting: the environment asks for what the machine has not.
+    """
+    native = _extension()
+    features = ", ".join(name for name, there in native.cpu_features().items() if there)
+    try:
+        return {"instruction set": native.isa(), "threads": str(native.threads()), "features": features}
+    except ValueError as error:
+        raise BadMachineSetting(problem=str(error)) from None
+
+
 @dataclass(frozen=True)
 class Cpu:
     """The backend.
