@@ -19,7 +19,8 @@ def scoregraph(case: networks.Case, threads: int) -> Step:
     plan = sg.compile(case.network, device="cpu", threads=threads, use_cache=False)
     ref = case.network.ref
     names = ["x", "t", *(cond.name for cond in ref.conds)]
-    inputs = {name: value.numpy() for name, value in zip(names, case.inputs, strict=True)}
+    values = (*case.inputs[:2], *case.raw)
+    inputs = {name: value.numpy() for name, value in zip(names, values, strict=True)}
     seeds = np.zeros(len(case.inputs[0]), np.uint64)
     bound = {spec.name: np.ascontiguousarray(inputs[spec.name], _dtype(plan, spec)) for spec in plan.plan.inputs}
     return lambda: plan.program.run(bound, seeds)["m"]

@@ -15,12 +15,16 @@ from scoregraph.models.network import Network
 
 @dataclass(frozen=True)
 class Case:
-    """One network at one batch size; ``inputs`` are those of the module, in order x, t, conditions."""
+    """One network at one batch size.
+
+    ``inputs`` are the module's: x, t and the encoded conditions. ``raw`` are the conditions as a plan takes them.
+    """
 
     name: str
     network: Network
     module: nn.Module
     inputs: tuple[Tensor, ...]
+    raw: tuple[Tensor, ...]
     gflop: float
 
 
@@ -38,7 +42,9 @@ class _Answer(nn.Module):
 def terrain(batch: int = 1) -> Case:
     """The terrain U-Net, 128x128, batch 1: 15.03 GFLOP of convolution."""
     network = models.load("terrain")
-    return Case("terrain", network, network.score.eval(), _same(network.score_example(batch)), 15.03 * batch)
+    raw = network.raw_conditions(batch)
+    x, t, *_ = network.score_example(batch)
+    return Case("terrain", network, network.score.eval(), _same((x, t, *network.encode(*raw))), raw, 15.03 * batch)
 
 
 def dit(batch: int = 1) -> Case:
@@ -61,7 +67,7 @@ def dit(batch: int = 1) -> Case:
     network = models.from_module(
         net, {**example, "class_labels": torch.tensor([1, 2, 3])}, prediction=prediction.Eps(), name="dit"
     )
-    return Case("dit-384x12x256", network, _Answer(net).eval(), inputs, 12.1 * batch)
+    return Case("dit-384x12x256", network, _Answer(net).eval(), inputs, inputs[2:], 12.1 * batch)
 
 
 def _same(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

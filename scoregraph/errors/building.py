@@ -303,3 +303,12 @@ class ForeignStep(ScoregraphError):
     title = "from another graph"
     message = "{what} was made by another graph builder"
     cure = "use one GraphBuilder for all of one graph"
+
+
+class ReservedName(ScoregraphError):
+    """An input is given to ``plan.run`` by its name, so it cannot have the name of one of run's own arguments."""
+
+    code = "SG130"
+    title = "reserved name"
+    message = "an input cannot be named {name!r}, which is an argument of plan.run"
+    cure = "give it another name, for example {name}_value"

@@ -30,6 +30,7 @@ from scoregraph.errors import (
     NoOutput,
     NotANetwork,
     NoUnconditionalBranch,
+    ReservedName,
     ScoregraphError,
     StepAdvancedTwice,
     UnknownName,
@@ -73,6 +74,9 @@ class UnboundInput:
         self.where = where
 
 
+RUN_ARGUMENTS = frozenset({"seed", "seeds", "batch", "progress", "cancel"})
+"""What ``plan.run`` takes besides the inputs of the graph."""
+
 Operand = Node | UnboundInput
 Given = Node | UnboundInput | float | None
 """What a condition may be given: a value, a number, or None for its null value."""
@@ -99,6 +103,8 @@ class GraphBuilder:
     def input(self, name: str, type: ValueType | None = None) -> Operand:
         """A value the caller gives to ``plan.run(name=…)``. Without a type it takes that of its condition."""
         where = here()
+        if name in RUN_ARGUMENTS:
+            raise ReservedName(name=name, where=where)
         if name in self._inputs:
             raise DuplicateName(kind="input", name=name, where=where)
         made = UnboundInput(self, name, where) if type is None else self.node(n.Input, name, type)

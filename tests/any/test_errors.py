@@ -347,6 +347,7 @@ MISTAKES: dict[str, Callable] = {
     "SG127": lambda: n.FusedScore(Custom(), ()),
     "SG128": lambda: NetRef("blank", "0", Latent("vp", (3,))),
     "SG129": another_builder,
+    "SG130": lambda: sg.GraphBuilder("g").input("seed"),
     "SG201": lambda: schedules.karras(steps=0),
     "SG202": lambda: schedules.karras(3, 80.0, 0.002),
     "SG203": lambda: schedules.linear(steps=2000).grid(),
