@@ -1,4 +1,4 @@
-"""Whole trajectories of real networks in Rust against the graph, interpreted in float64 with the formulas of the papers.
+"""Whole trajectories of real networks in Rust against the graph, interpreted in float64 by the formulas of the papers.
 
 Conditions with encoders and lookups, absent conditions, guidance, noise in every step and heads all take part.
 """
