@@ -25,7 +25,7 @@ rust:
 	cargo test --quiet --workspace
 
 test: build
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 build: .venv/.dev ## compile the Rust extension into the environment
 	$(BIN)/maturin develop --quiet --release
