@@ -7,6 +7,9 @@ published file. Unless it is said, an error is the worst number's, over the larg
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import scoregraph as sg
-from scoregraph.backends.cpu import Cpu
 from scoregraph.errors import BadMachineSetting
 from scoregraph.models import from_module, toy
 from scoregraph.models.network import Network
@@ -250,10 +252,28 @@ def test_dit_of_twelve_layers_is_float64_torch():
     assert max(worst.values()) <= 1e-5
 
 
-def test_the_environment_chooses_the_instruction_set(compiled, monkeypatch):
-    net, plan = compiled
-    inputs = example(net, 2)
-    monkeypatch.setenv("SCOREGRAPH_ISA", "scalar")
-    chosen = Cpu(1).compile(plan.plan, plan._constants)
-    assert chosen.native.target() == ("scalar", 1)
-    assert np.array_equal(evaluate(chosen, *inputs), evaluate(program(plan, 1, "scalar"), *inputs))
+RUN = """
+import sys
+import numpy as np
+import scoregraph as sg
+
+plan = sg.load(sys.argv[1], threads=1)
+print(plan.program.native.target()[0])
+np.save(sys.argv[2], plan.run(x=np.load(sys.argv[3]), t=0.5, context=0.25)["m"])
+"""
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_environment_chooses_the_instruction_set(tmp_path, isa):
+    """A process that is started with SCOREGRAPH_ISA computes the bits of that instruction set."""
+    net = captured_once(block())
+    plan = sg.compile(net, device="cpu", use_cache=False)
+    made = on(plan, isa, threads=1)
+    x = net.score_example(2)[0]
+    expected = evaluate(made, x, torch.full((2,), 0.5), torch.full((2, 7, 24), 0.25))
+    np.save(tmp_path / "x.npy", x.numpy())
+    paths = [str(plan.save(tmp_path / "plan")), str(tmp_path / "m.npy"), str(tmp_path / "x.npy")]
+    environment = {**os.environ, "SCOREGRAPH_ISA": isa}
+    said = subprocess.check_output([sys.executable, "-c", RUN, *paths], env=environment, text=True, timeout=100)
+    assert said.strip() == isa
+    assert np.load(tmp_path / "m.npy").tobytes() == expected.tobytes()
