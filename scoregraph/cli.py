@@ -56,9 +56,6 @@ def main() -> None:
         app()
     except ScoregraphError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        err.print("stopped")
-        sys.exit(130)
 
 
 def _fail(error: ScoregraphError) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -160,8 +161,13 @@ def test_control_c_stops_a_trajectory_and_the_program_runs_again(alone, subject)
         if done == 1:
             _thread.interrupt_main()
 
-    with pytest.raises(KeyboardInterrupt):
-        made.run(subject.inputs, SEEDS, interrupt)
+    # A parallel test runner's workers ignore the signal; a user's program does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            made.run(subject.inputs, SEEDS, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(told) < subject.rows
     assert same_bits(made.run(subject.inputs, SEEDS), alone)
 

@@ -88,6 +88,24 @@ def conv2d(
     return y
 
 
+def _norm(
+    drafter: Drafter,
+    op: str,
+    site: str,
+    x: Value,
+    vectors: tuple[Value | None, Value | None],
+    modulation: tuple[Value | None, Value | None],
+    attrs: dict[str, Any],
+) -> Value:
+    """A normalisation with (weight, bias) and (scale, shift)."""
+    x = drafter.dense(x, site)
+    y = drafter.new(x.shape, name=site)
+    scale, shift = (_modulation(drafter, v) for v in modulation)
+    ins = {"x": x, "weight": vectors[0], "bias": vectors[1], "scale": scale, "shift": shift}
+    drafter.call(op, ins, {"y": y}, attrs, site)
+    return y
+
+
 @rule("group_norm")
 def group_norm(
     drafter: Drafter,
@@ -101,17 +119,8 @@ def group_norm(
     eps: float = 1e-5,
     act: str = "none",
 ) -> Value:
-    x = drafter.dense(x, site)
-    y = drafter.new(x.shape, name=site)
-    ins = {
-        "x": x,
-        "weight": weight,
-        "bias": bias,
-        "scale": _modulation(drafter, scale),
-        "shift": _modulation(drafter, shift),
-    }
-    drafter.call("group_norm", ins, {"y": y}, {"groups": groups, "eps": eps, "act": act}, site)
-    return y
+    attrs = {"groups": groups, "eps": eps, "act": act}
+    return _norm(drafter, "group_norm", site, x, (weight, bias), (scale, shift), attrs)
 
 
 @rule("layer_norm")
@@ -126,17 +135,7 @@ def layer_norm(
     eps: float = 1e-5,
     act: str = "none",
 ) -> Value:
-    x = drafter.dense(x, site)
-    y = drafter.new(x.shape, name=site)
-    ins = {
-        "x": x,
-        "weight": weight,
-        "bias": bias,
-        "scale": _modulation(drafter, scale),
-        "shift": _modulation(drafter, shift),
-    }
-    drafter.call("layer_norm", ins, {"y": y}, {"eps": eps, "act": act}, site)
-    return y
+    return _norm(drafter, "layer_norm", site, x, (weight, bias), (scale, shift), {"eps": eps, "act": act})
 
 
 @rule("rms_norm")

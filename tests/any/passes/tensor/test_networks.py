@@ -210,7 +210,7 @@ def test_stage_text_is_readable() -> None:
     _, _, _, reports, _ = compiled("adm")
     assert [report.name for report in reports] == [each.name for each in pipeline.PIPELINE]
     last = str(reports[-1])
-    assert last.startswith("# after fold_constants (")
+    assert last.startswith("# after fold-constants (")
     assert "%x = input : f64[B, 8, 4, 4]" in last
     assert max(map(len, last.splitlines())) < 250
     assert "act=silu" in last
