@@ -1,7 +1,9 @@
 """Measure network steps against the peers, alternating in one process: ``python benchmarks/run.py [CASE …]``.
 
-Each round runs every engine once, so that drift of the machine meets all of them; what is compared are medians over
-the rounds. Results go to ``results/<case>-<instruction set>-<threads>t.json`` with processor, versions and commit.
+Each round runs every engine, so that drift of the machine meets all of them; what is compared are medians over the
+rounds. An engine's turn is a pause, one run that is not measured, and one that is: the pause lets the threads of the
+engine before go to sleep (they spin for a while, which would cost the next one a core), and the first run brings
+caches and threads back. Results go to ``results/<case>-<instruction set>-<threads>t.json`` with processor, versions and commit.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from scoregraph import _native
 from scoregraph.diagnosis import processor
 
 HERE = Path(__file__).parent
+PAUSE = 0.3
+"""Seconds between two engines; the longest that a default OpenMP thread spins is 0.2."""
+
 console = Console()
 
 
@@ -52,6 +57,8 @@ def measure(name: str, rounds: int, threads: int, engines: list[str]) -> None:
     times: dict[str, list[float]] = {engine: [] for engine in engines}
     for _ in range(rounds):
         for engine, step in steps.items():
+            time.sleep(PAUSE)
+            step()
             started = time.perf_counter()
             step()
             times[engine].append((time.perf_counter() - started) * 1e3)
