@@ -332,8 +332,8 @@ def _compile(target: Any, *, quiet: bool = False, **options: Any) -> runtime.Com
     options.setdefault("use_cache", True)
     if quiet or not err.is_terminal:
         return compile(target, **options)
-    with err.status("compiling"):
-        return compile(target, **options)
+    with err.status("compiling") as status:
+        return compile(target, on_stage=lambda doing: status.update(f"compiling: {doing}"), **options)
 
 
 def _run(

@@ -39,6 +39,7 @@ def compile(
     threads: int | None = None,
     networks: Mapping[str, Network] | None = None,
     use_cache: bool = True,
+    on_stage: Callable[[str], None] | None = None,
 ) -> CompiledPlan:
     """Compile a sampling graph, or a network by itself, into one plan for one device.
 
@@ -49,6 +50,7 @@ def compile(
         threads: threads of a CPU plan; None takes all cores. Results do not depend on it.
         networks: the graph's networks by fingerprint, for those that neither the builder nor ``sg.models`` knows.
         use_cache: take the plan from the cache when it is there, and keep it there when it was not.
+        on_stage: told what is being done, as in ``"capturing terrain"``: a large network takes half a minute.
 
     Returns:
         The plan, ready to ``run``; ``plan.stages`` holds the text of every stage.
@@ -63,7 +65,7 @@ def compile(
     source = _Source(target, networks or {})
     fuel = Fuel.from_environment()
     use_cache = use_cache and fuel.left is None  # a plan with fewer rewrites is not the plan of its graph
-    stages = _Stages()
+    stages = _Stages(on_stage)
     key = source.fold(stages, fuel).key(device, quant)
     if use_cache and (folder := cache.find(key)):
         with contextlib.suppress(ScoregraphError):  # a damaged plan is replaced by the one compiled below
@@ -74,6 +76,7 @@ def compile(
             return CompiledPlan(plan, constants, {**texts, **stages.texts}, threads)
 
     draft = source.lower(device, stages, fuel)
+    stages.begin("planning memory")
     draft = stages.run(_plan_passes(device), draft, lambda d: plan_text(d.plan), fuel)
     for segment in draft.plan.segments:
         for call in segment.calls:
@@ -94,9 +97,10 @@ def cache_key(target: Graph | GraphBuilder | Network, *, device: str = "cpu", qu
 
 
 class _Stages:
-    """Collects the report and the text of every stage."""
+    """Collects the report and the text of every stage, and tells ``begin`` what is being done."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[str], None] | None = None) -> None:
+        self.begin = begin or (lambda doing: None)
         self.data: list[Any] = []
         self.texts: dict[str, str] = {}
 
@@ -182,6 +186,7 @@ class _Source:
         graph = self.graph
         assert graph is not None, "a source is a graph or a network"
         programs = self._programs({net.fingerprint: self._find(net) for net in graph.nets}, stages, fuel)
+        stages.begin("lowering")
         started = time.perf_counter()
         draft = lower_sampling(graph, programs, device)
         stages.note("lower", plan_text(draft.plan), started)
@@ -202,10 +207,12 @@ class _Source:
         parts: dict[tuple[str, str], GraphModule] = {}
         for fingerprint, network in networks.items():
             started = time.perf_counter()
+            stages.begin(f"capturing {network.ref.name}")
             captured = network.capture()
             for part, program in captured.items():
                 name = f"{network.ref.name}.{part}"
                 stages.note(f"capture {name}", f"{program.report}\n\n{listing(program.module)}", started)
+                stages.begin(f"fusing {name}")
                 module, reports = pipeline.run(program.module, fuel=fuel)
                 stages.keep(reports, prefix=f"{name}: ")
                 parts[fingerprint, part] = module
