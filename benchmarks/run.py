@@ -3,7 +3,8 @@
 Each round runs every engine, so that drift of the machine meets all of them; what is compared are medians over the
 rounds. An engine's turn is a pause, one run that is not measured, and one that is: the pause lets the threads of the
 engine before go to sleep (they spin for a while, which would cost the next one a core), and the first run brings
-caches and threads back. Results go to ``results/<case>-<instruction set>-<threads>t.json`` with processor, versions and commit.
+caches and threads back. Results go to ``results/<case>-<instruction set>-<threads>t.json`` with processor, versions
+and commit.
 """
 
 from __future__ import annotations
