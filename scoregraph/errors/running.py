@@ -11,7 +11,7 @@ class MissingInput(ScoregraphError):
     code = "SG601"
     title = "missing input"
     message = "the plan needs a value for {name!r}"
-    cure = "pass it to run: plan.run({name}=…); the plan takes {known}"
+    cure = "pass plan.run({name}=…), or --set {name}=… on the command line; the plan takes {known}"
 
 
 class BadInput(ScoregraphError):
