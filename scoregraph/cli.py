@@ -29,7 +29,7 @@ from scoregraph.plan.files import file_name
 
 app = typer.Typer(
     name="scoregraph",
-    help="A compiler for sampling graphs: diffusion, flow and masked-diffusion programs become one plan per device.",
+    help="A compiler for sampling graphs: diffusion and flow programs become one plan per device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

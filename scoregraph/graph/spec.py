@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from scoregraph.errors import Location, UnknownName
 
@@ -61,7 +61,7 @@ class Spec:
         ]
         if missing:
             raise UnknownName(kind=f"value for the required option of {name}", name=missing[0], known=[], where=where)
-        return found(**options)  # type: ignore[return-value]
+        return cast(Self, found(**options))
 
     @classmethod
     def parse(cls, family: str, text: str, where: Location | str | None = None) -> Self:

@@ -131,6 +131,7 @@ def _type_of(value: object, path: tuple[int, ...], constants: dict[tuple[int, ..
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return "(" + ", ".join(_shown(part) for part in value) + ")"
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"  # type: ignore[attr-defined]
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None and shape is not None:
+        return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
     return repr(value)

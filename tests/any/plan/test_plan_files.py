@@ -201,12 +201,12 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["plan.json", "constants.arrow"])
-def test_a_thousand_mutations_are_errors_or_change_nothing(toy_plan, saved, name):
+def test_five_thousand_mutations_each_are_errors_or_change_nothing(toy_plan, saved, name):
     rng = random.Random(7)
     whole = (saved / name).read_bytes()
     expected = toy_plan.run(tilt=0.5, seed=3)["sample"]
     refused = 0
-    for _ in range(1000):
+    for _ in range(5000):
         (saved / name).write_bytes(mutated(whole, rng))
         try:
             plan = sg.load(saved)
@@ -215,4 +215,4 @@ def test_a_thousand_mutations_are_errors_or_change_nothing(toy_plan, saved, name
             continue
         assert isinstance(plan.plan, Plan)
         np.testing.assert_array_equal(plan.run(tilt=0.5, seed=3)["sample"], expected)
-    assert refused >= 950
+    assert refused >= 4750
