@@ -29,18 +29,47 @@ SPACINGS = ("leading", "trailing", "linspace")
 
 
 @dataclass(frozen=True)
+class Point:
+    """A noise level: x = alpha x0 + sigma eps, in the space of the grid it belongs to."""
+
+    alpha: float
+    sigma: float
+
+    @property
+    def kappa(self) -> float:
+        """sigma / alpha: the noise level in units of the signal; infinite at alpha = 0."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def lam(self) -> float:
+        """ln(alpha / sigma), half the log signal-to-noise ratio: infinite without noise, -infinite without signal."""
+        kappa = self.kappa
+        return math.inf if kappa == 0.0 else -math.log(kappa) if math.isfinite(kappa) else -math.inf
+
+
+@dataclass(frozen=True)
 class Grid:
     """The points of a schedule: ``alpha`` and ``sigma`` of N + 1 points, and the N training timesteps if it has any."""
 
     schedule: Schedule
     alpha: tuple[float, ...]
     sigma: tuple[float, ...]
-    timesteps: tuple[int, ...] | None = None
+    timesteps: tuple[float, ...] | None = None
+    space: str = "vp"
 
     @property
     def steps(self) -> int:
         """N."""
         return len(self.alpha) - 1
+
+    def point(self, i: int) -> Point:
+        """Number ``i`` of the N + 1 points."""
+        return Point(self.alpha[i], self.sigma[i])
+
+    def at_kappa(self, kappa: float) -> Point:
+        """The point of noise level ``kappa`` in the space of this grid, whether the grid visits it or not."""
+        norm = {"kappa": 1.0, "vp": math.hypot(1.0, kappa), "flow": 1.0 + kappa}[self.space]
+        return Point(1.0 / norm, kappa / norm)
 
     @property
     def kappa(self) -> tuple[float, ...]:
@@ -61,7 +90,17 @@ class Grid:
             scale = tuple(a + s for a, s in zip(self.alpha, self.sigma, strict=True))
         alpha = tuple(a / n for a, n in zip(self.alpha, scale, strict=True))
         sigma = tuple(s / n for s, n in zip(self.sigma, scale, strict=True))
-        return Grid(self.schedule, alpha, sigma, self.timesteps)
+        return Grid(self.schedule, alpha, sigma, self.timesteps, space)
+
+    def time_at(self, at: Point, convention: str, where: Location | None = None) -> float:
+        """What the network is told at a point of this grid's space, one of the grid's own or one between them."""
+        for i, own in enumerate(zip(self.alpha[:-1], self.sigma, strict=False)):
+            if own == (at.alpha, at.sigma):
+                return self.times(convention, where)[i]
+        if convention == "timestep":
+            return self.schedule.timestep_at(at.kappa, where)
+        between = Grid(self.schedule, (at.alpha, 1.0), (at.sigma, 0.0), None, self.space)
+        return between.times(convention, where)[0]
 
     def times(self, convention: str, where: Location | None = None) -> tuple[float, ...]:
         """What the network is told at the first N points, in its own ``convention`` of time.
@@ -100,6 +139,10 @@ class Schedule(Spec):
     def grid(self) -> Grid:
         """The points, in the schedule's own space."""
         raise TypeError(f"{type(self).__name__} does not define grid")
+
+    def timestep_at(self, kappa: float, where: Location | None = None) -> float:
+        """The training timestep, not necessarily whole, of a noise level; raises ``NoTimestep``."""
+        raise NoTimestep(schedule=self, where=where)
 
     def has_zero_alpha(self) -> bool:
         """Whether the first point is pure noise, with nothing of x0 left."""
@@ -153,6 +196,12 @@ class Discrete(Schedule):
         alpha = (alpha - last) * (first / (first - last))
         return alpha * alpha
 
+    def timestep_at(self, kappa: float, where: Location | None = None) -> float:
+        """Linear between the training timesteps in ln kappa, as k-diffusion and diffusers have it."""
+        squares = self.alphas_cumprod
+        known = 0.5 * (np.log1p(-squares) - np.log(np.maximum(squares, 1e-300)))
+        return float(np.interp(math.log(kappa), known, np.arange(self.train_steps)))
+
     def timesteps(self) -> tuple[int, ...]:
         """The N training timesteps, in descending order."""
         n, train = self.steps, self.train_steps
@@ -174,7 +223,7 @@ class Discrete(Schedule):
         squares = self.alphas_cumprod[list(timesteps)]
         alpha = np.append(np.sqrt(squares), 1.0)
         sigma = np.append(np.sqrt(1.0 - squares), 0.0)
-        return Grid(self, tuple(alpha.tolist()), tuple(sigma.tolist()), timesteps)
+        return Grid(self, tuple(alpha.tolist()), tuple(sigma.tolist()), timesteps, self.space)
 
 
 @dataclass(frozen=True)
@@ -280,7 +329,7 @@ class Exponential(Schedule):
 
 
 def _kappa_grid(schedule: Schedule, sigma: NDArray[np.float64]) -> Grid:
-    return Grid(schedule, (1.0,) * (len(sigma) + 1), (*sigma.tolist(), 0.0))
+    return Grid(schedule, (1.0,) * (len(sigma) + 1), (*sigma.tolist(), 0.0), None, schedule.space)
 
 
 @dataclass(frozen=True)
@@ -304,7 +353,7 @@ class Flow(Schedule):
         sigma = self.shift * s / (1.0 + (self.shift - 1.0) * s)
         # (1 - s) / (1 + (shift-1) s) is 1 - sigma without cancellation.
         alpha = (1.0 - s) / (1.0 + (self.shift - 1.0) * s)
-        return Grid(self, tuple(alpha.tolist()), tuple(sigma.tolist()))
+        return Grid(self, tuple(alpha.tolist()), tuple(sigma.tolist()), None, self.space)
 
 
 linear = Linear

@@ -5,15 +5,24 @@ answers m_k and a fresh normal z:
 
     x_in = c_in * R_0;   m_k = net(x_in, t, cond_k);   R'_j = sum_l A[j,l] R_l + sum_k B[j,k] m_k + C[j] z
 
-A ``StepTable`` holds t, c_in, A, B and C of every micro-step in float64. Methods with several network calls per step
-(Heun) are simply more rows; multistep methods keep their history in registers.
+Where something is not linear (a clamp of x0, a mask, a learned variance), it stands between two linear maps, which a
+``Formula`` names:
+
+    e_i = sum_l E[i,l] R_l + sum_k E[i,R+k] m_k;   y = f(e, z, …);   R'_j gains sum_i H[j,i] y_i
+
+and where coefficients depend on the sample (rescaled guidance), they are functions of inner products of the forms
+
+    v_i = sum_l F[i,l] R_l + sum_k F[i,R+k] m_k.
+
+A ``StepTable`` holds t, c_in, A, B, C, E, H and F of every micro-step in float64. Methods with several network calls
+per step (Heun) are simply more rows; multistep methods keep their history in registers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,24 +32,47 @@ from scoregraph.errors import BadTable, BadWeights
 
 Float64 = NDArray[np.float64]
 
-REPORT = ("step", "alpha", "sigma")
-"""Columns behind the machine's own: the loop step a row belongs to, and where on the schedule its network call is."""
+
+def machine_columns(registers: int, answers: int, estimates: int = 0, outputs: int = 0, forms: int = 0) -> list[str]:
+    """The names of the columns that the machine reads, in order: t, c_in, A, B, C, E, H, F, each row-major."""
+    sources = registers + answers
+    return [
+        "t",
+        "c_in",
+        *(f"a{j}_{k}" for j in range(registers) for k in range(registers)),
+        *(f"b{j}_{k}" for j in range(registers) for k in range(answers)),
+        *(f"c{j}" for j in range(registers)),
+        *(f"e{i}_{k}" for i in range(estimates) for k in range(sources)),
+        *(f"h{j}_{i}" for j in range(registers) for i in range(outputs)),
+        *(f"f{i}_{k}" for i in range(forms) for k in range(sources)),
+    ]
 
 
-def machine_columns(registers: int, branches: int) -> tuple[str, ...]:
-    """The names of the columns that the machine reads, in order."""
-    a = [f"a{j}_{k}" for j in range(registers) for k in range(registers)]
-    b = [f"b{j}_{k}" for j in range(registers) for k in range(branches)]
-    return ("t", "c_in", *a, *b, *(f"c{j}" for j in range(registers)))
+@dataclass(frozen=True)
+class Row:
+    """The matrices of one row, float64: A [R, R], B [R, K], C [R], E [e, R + K], H [R, y], F [f, R + K]."""
+
+    a: Float64
+    b: Float64
+    c: Float64
+    e: Float64
+    h: Float64
+    f: Float64
+
+    def numbers(self) -> list[float]:
+        """All of them, in the order of the columns behind t and c_in."""
+        return np.concatenate([part.ravel() for part in (self.a, self.b, self.c, self.e, self.h, self.f)]).tolist()
 
 
 @dataclass(frozen=True)
 class StepTable:
     """The rows of a register machine, in float64; frozen, hashable, and free of arrays.
 
-    ``columns`` are ``machine_columns(len(registers), branches)`` and then any report columns. ``registers`` are names,
-    the state x first. ``branches`` is the number of network answers a row combines: 1 until guidance is folded in.
-    The loop starts with ``x = init_scale * noise``; the other registers start at 0.
+    ``columns`` are those of ``machine_columns`` and then others by name: ``step``, ``alpha``, ``sigma`` (where a row's
+    call stands), ``calls`` (0 in rows without a network call), times in other conventions, parameters of formulas.
+    ``registers`` are names, the state x first. ``branches`` is the number K of answers a row combines: 1 until guidance
+    is folded in. ``estimates``, ``outputs`` and ``forms`` are the sizes of E, H and F. The loop starts with
+    ``x = init_scale * noise``; the other registers start at 0.
     """
 
     columns: tuple[str, ...]
@@ -48,11 +80,16 @@ class StepTable:
     registers: tuple[str, ...]
     branches: int = 1
     init_scale: float = 1.0
+    estimates: int = 0
+    outputs: int = 0
+    forms: int = 0
 
     def __post_init__(self) -> None:
         if not self.registers or self.branches < 1:
             raise BadTable(problem="a step table needs at least one register and one branch")
-        expected = machine_columns(len(self.registers), self.branches)
+        if min(self.estimates, self.outputs, self.forms) < 0:
+            raise BadTable(problem="a step table has no negative number of estimates, outputs or forms")
+        expected = tuple(self._machine())
         if self.columns[: len(expected)] != expected:
             raise BadTable(problem=f"the columns should begin with {' '.join(expected)}, not {' '.join(self.columns)}")
         if len(set(self.columns)) != len(self.columns):
@@ -67,6 +104,38 @@ class StepTable:
         if not math.isfinite(self.init_scale):
             raise BadTable(problem="init_scale is not finite")
 
+    def _machine(self) -> list[str]:
+        return machine_columns(len(self.registers), self.branches, self.estimates, self.outputs, self.forms)
+
+    @classmethod
+    def from_rows(
+        cls,
+        registers: Sequence[str],
+        times: Sequence[float],
+        c_in: Sequence[float],
+        rows: Sequence[Row],
+        report: Mapping[str, Sequence[float]],
+        init_scale: float,
+    ) -> StepTable:
+        """A table from the matrices of every row, and columns behind them by name."""
+        first = rows[0]
+        sizes = (len(registers), first.b.shape[1], first.e.shape[0], first.h.shape[1], first.f.shape[0])
+        numbers = [
+            (t, scale, *row.numbers(), *(values[i] for values in report.values()))
+            for i, (t, scale, row) in enumerate(zip(times, c_in, rows, strict=True))
+        ]
+        return cls(
+            columns=(*machine_columns(*sizes), *report),
+            # Adding 0.0 turns -0.0 into 0.0, so that equal tables print equally.
+            rows=tuple(tuple(float(value) + 0.0 for value in row) for row in numbers),
+            registers=tuple(registers),
+            branches=sizes[1],
+            init_scale=float(init_scale),
+            estimates=sizes[2],
+            outputs=sizes[3],
+            forms=sizes[4],
+        )
+
     @classmethod
     def from_matrices(
         cls,
@@ -74,30 +143,12 @@ class StepTable:
         times: Sequence[float],
         c_in: Sequence[float],
         matrices: Sequence[tuple[Float64, Float64, Float64]],
-        report: dict[str, Sequence[float]],
+        report: Mapping[str, Sequence[float]],
         init_scale: float,
     ) -> StepTable:
-        """A table from one (A [R, R], B [R, K], C [R]) per row, and columns behind them by name."""
-        branches = matrices[0][1].shape[1]
-        rows = [
-            (
-                t,
-                scale,
-                *a.ravel().tolist(),
-                *b.ravel().tolist(),
-                *c.tolist(),
-                *(values[i] for values in report.values()),
-            )
-            for i, (t, scale, (a, b, c)) in enumerate(zip(times, c_in, matrices, strict=True))
-        ]
-        return cls(
-            columns=(*machine_columns(len(registers), branches), *report),
-            # Adding 0.0 turns -0.0 into 0.0, so that equal tables print equally.
-            rows=tuple(tuple(float(value) + 0.0 for value in row) for row in rows),
-            registers=tuple(registers),
-            branches=branches,
-            init_scale=float(init_scale),
-        )
+        """A table that is linear throughout, from one (A [R, R], B [R, K], C [R]) per row."""
+        rows = [linear_row(*abc) for abc in matrices]
+        return cls.from_rows(registers, times, c_in, rows, report, init_scale)
 
     def column(self, name: str) -> int:
         """The index of a column."""
@@ -109,27 +160,83 @@ class StepTable:
         return tuple(row[at] for row in self.rows)
 
     @property
+    def report(self) -> dict[str, tuple[float, ...]]:
+        """The columns that the machine does not read, by name."""
+        return {name: self.values(name) for name in self.columns[len(self._machine()) :]}
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The loop step of every row: several rows share one when the sampler calls the network several times."""
         return (
             tuple(int(step) for step in self.values("step")) if "step" in self.columns else tuple(range(len(self.rows)))
         )
 
+    def row(self, row: int) -> Row:
+        """The matrices of one row, in float64."""
+        r, k, e, y, f = len(self.registers), self.branches, self.estimates, self.outputs, self.forms
+        shapes = ((r, r), (r, k), (r,), (e, r + k), (r, y), (f, r + k))
+        ends = np.cumsum([2, *map(math.prod, shapes)]).tolist()
+        numbers = np.array(self.rows[row])
+        parts = [numbers[a:b].reshape(s) for a, b, s in zip(ends, ends[1:], shapes, strict=False)]
+        return Row(*parts)
+
     def matrices(self, row: int) -> tuple[Float64, Float64, Float64]:
         """A [R, R], B [R, K] and C [R] of one row, in float64."""
-        r, k = len(self.registers), self.branches
-        numbers = np.array(self.rows[row][2 : 2 + r * (r + k + 1)])
-        a, b, c = np.split(numbers, (r * r, r * (r + k)))
-        return a.reshape(r, r), b.reshape(r, k), c
+        found = self.row(row)
+        return found.a, found.b, found.c
 
     @cached_property
     def uses_noise(self) -> bool:
-        """Whether any row draws noise."""
-        return any(any(self.matrices(i)[2]) for i in range(len(self.rows)))
+        """Whether any row adds noise by itself."""
+        return any(any(self.row(i).c) for i in range(len(self.rows)))
 
     def float32(self) -> NDArray[np.float32]:
         """The table as a plan stores it: float32 [rows, columns]."""
         return np.array(self.rows, dtype=np.float32)
+
+    def with_rows(self, rows: Sequence[Row], registers: Sequence[str] | None = None) -> StepTable:
+        """The same times and report with other matrices."""
+        return StepTable.from_rows(
+            self.registers if registers is None else registers,
+            self.values("t"),
+            self.values("c_in"),
+            rows,
+            self.report,
+            self.init_scale,
+        )
+
+    def with_report(self, **columns: Sequence[float]) -> StepTable:
+        """The same machine with further columns, or with other numbers in those that are not the machine's."""
+        report: dict[str, Sequence[float]] = {**self.report, **columns}
+        machine = len(self._machine())
+        rows = tuple(
+            (*row[:machine], *(float(values[i]) + 0.0 for values in report.values())) for i, row in enumerate(self.rows)
+        )
+        return replace(self, columns=(*self.columns[:machine], *report), rows=rows)
+
+    def fold_answers(self, shares: Sequence[Sequence[float]], states: Sequence[float] | None = None) -> StepTable:
+        """The same machine where the first answer m is itself ``states[i] * x + sum_k shares[i][k] l_k`` in row i.
+
+        The K answers l_k take the place of m; answers behind m (a learned variance) stay behind them. An answer of
+        share exactly 0 in a row is not read there.
+        """
+        r = len(self.registers)
+        states = [0.0] * len(self.rows) if states is None else states
+        rows: list[Row] = []
+        for i, (share, state) in enumerate(zip(shares, states, strict=True)):
+            old = self.row(i)
+            weights = np.array(share, dtype=np.float64)
+
+            def fold(state_and_answers: Float64, weights: Float64 = weights, state: float = state) -> Float64:
+                """Over (registers…, m, others…) to over (registers…, l…, others…)."""
+                kept, m, others = np.split(state_and_answers, (r, r + 1), axis=1)
+                kept = kept.copy()
+                kept[:, :1] += m * state
+                return np.concatenate([kept, m * weights, others], axis=1)
+
+            ab = fold(np.concatenate([old.a, old.b], axis=1))
+            rows.append(Row(ab[:, :r], ab[:, r:], old.c, fold(old.e), old.h, fold(old.f)))
+        return self.with_rows(rows)
 
     def fold_guidance(self, weights: Sequence[Sequence[float]]) -> StepTable:
         """The same machine fed with K guided branches: B of row i becomes the outer product of B and ``weights[i]``.
@@ -143,19 +250,13 @@ class StepTable:
             raise BadWeights(problem=f"there are {len(weights)} rows of weights for {len(self.rows)} micro-steps")
         for i, row in enumerate(weights):
             check_weights(row, len(weights[0]), f"micro-step {i}")
-        folded: list[tuple[Float64, Float64, Float64]] = []
-        for i, row in enumerate(weights):
-            a, b, c = self.matrices(i)
-            folded.append((a, b * np.array(row, dtype=np.float64), c))
-        machine = len(machine_columns(len(self.registers), 1))
-        return StepTable.from_matrices(
-            self.registers,
-            self.values("t"),
-            self.values("c_in"),
-            folded,
-            {name: self.values(name) for name in self.columns[machine:]},
-            self.init_scale,
-        )
+        return self.fold_answers(weights)
+
+
+def linear_row(a: Float64, b: Float64, c: Float64) -> Row:
+    """A row without estimates, outputs and forms."""
+    r, k = a.shape[0], b.shape[1]
+    return Row(a, b, c, np.zeros((0, r + k)), np.zeros((r, 0)), np.zeros((0, r + k)))
 
 
 def check_weights(weights: Sequence[float], branches: int, where: str) -> None:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
-from scoregraph.graph.prediction import Prediction
-from scoregraph.graph.samplers.base import MicroStep, Sampler, basis, estimates
-from scoregraph.graph.schedules import Grid
+from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
 
 
 @dataclass(frozen=True)
@@ -22,10 +20,10 @@ class Consistency(Sampler):
 
     name: ClassVar[str] = "consistency"
 
-    def micro_steps(self, grid: Grid, prediction: Prediction) -> Iterator[MicroStep]:
+    def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """One call per step."""
-        x, m, z = basis(self.registers)
-        for i in range(grid.steps):
-            clean, _ = estimates(prediction, grid.alpha[i], grid.sigma[i], x, m)
-            noise = sqrt(max(grid.kappa[i + 1] ** 2 - prediction.boundary**2, 0.0))
-            yield MicroStep(i, i, (grid.alpha[i + 1] * (clean + noise * z),))
+        for i in range(walk.grid.steps):
+            at, to = walk.grid.point(i), walk.grid.point(i + 1)
+            clean, _ = walk.estimates(at)
+            noise = sqrt(max(to.kappa**2 - walk.prediction.boundary**2, 0.0))
+            yield walk.call(i, at, x=to.alpha * (clean + noise * walk.z))

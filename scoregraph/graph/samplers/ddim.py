@@ -8,9 +8,7 @@ from math import sqrt
 from typing import ClassVar
 
 from scoregraph.graph import options
-from scoregraph.graph.prediction import Prediction
-from scoregraph.graph.samplers.base import MicroStep, Sampler, basis, estimates
-from scoregraph.graph.schedules import Grid
+from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,13 @@ class Ddim(Sampler):
     def __post_init__(self) -> None:
         options.real(self, "eta", low=0.0, high=1.0)
 
-    def micro_steps(self, grid: Grid, prediction: Prediction) -> Iterator[MicroStep]:
+    def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """One call per step."""
-        x, m, z = basis(self.registers)
-        for i in range(grid.steps):
-            alpha, sigma, alpha_next, sigma_next = *point(grid, i), *point(grid, i + 1)
-            x0, eps = estimates(prediction, alpha, sigma, x, m)
+        for i in range(walk.grid.steps):
+            at, to = walk.grid.point(i), walk.grid.point(i + 1)
+            x0, eps = walk.estimates(at)
             # kappa'/kappa = (alpha sigma') / (alpha' sigma) is 0, not undefined, where alpha is 0.
-            ratio = alpha * sigma_next / (alpha_next * sigma)
-            fresh = self.eta * sigma_next * sqrt(1.0 - ratio**2)
-            kept = sqrt(sigma_next**2 - fresh**2)
-            yield MicroStep(i, i, (alpha_next * x0 + kept * eps + fresh * z,))
-
-
-def point(grid: Grid, i: int) -> tuple[float, float]:
-    """(alpha, sigma) of a grid point."""
-    return grid.alpha[i], grid.sigma[i]
+            ratio = at.alpha * to.sigma / (to.alpha * at.sigma)
+            fresh = self.eta * to.sigma * sqrt(1.0 - ratio**2)
+            kept = sqrt(to.sigma**2 - fresh**2)
+            yield walk.call(i, at, x=to.alpha * x0 + kept * eps + fresh * walk.z)

@@ -8,9 +8,7 @@ from math import inf, log
 from typing import ClassVar
 
 from scoregraph.graph import options
-from scoregraph.graph.prediction import Prediction
-from scoregraph.graph.samplers.base import MicroStep, Sampler, basis, estimates
-from scoregraph.graph.schedules import Grid
+from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
 
 
 @dataclass(frozen=True)
@@ -24,27 +22,28 @@ class Dpmpp2m(Sampler):
     """
 
     name: ClassVar[str] = "dpmpp_2m"
-    registers: ClassVar[tuple[str, ...]] = ("x", "x0")
     correction: str = "midpoint"
 
     def __post_init__(self) -> None:
         options.choice(self, "correction", ("midpoint", "heun"))
 
-    def micro_steps(self, grid: Grid, prediction: Prediction) -> Iterator[MicroStep]:
+    def memory(self) -> tuple[str, ...]:
+        """x0 one call before."""
+        return ("x0",)
+
+    def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """One call per step."""
-        x, previous, m, _ = basis(self.registers)
-        h_previous = inf
-        for i in range(grid.steps):
-            alpha, sigma, alpha_next, sigma_next = grid.alpha[i], grid.sigma[i], grid.alpha[i + 1], grid.sigma[i + 1]
-            x0, _ = estimates(prediction, alpha, sigma, x, m)
+        h_before = inf
+        for i in range(walk.grid.steps):
+            at, to = walk.grid.point(i), walk.grid.point(i + 1)
+            x0, _ = walk.estimates(at)
             # e^-h = kappa'/kappa; it is 0, and h infinite, from a point without signal and to one without noise.
-            decay = alpha * sigma_next / (alpha_next * sigma)
+            decay = at.alpha * to.sigma / (to.alpha * at.sigma)
             h = -log(decay) if decay else inf
-            change = alpha_next * (1.0 - decay)  # -alpha' E
-            x_next = sigma_next / sigma * x + change * x0
-            last = sigma_next == 0.0
-            if i > 0 and not last:
-                weight = change / 2 if self.correction == "midpoint" else alpha_next - change / h
-                x_next = x_next + weight * (h / h_previous) * (x0 - previous)
-            h_previous = h
-            yield MicroStep(i, i, (x_next, 0 * x0 if last else x0))
+            change = to.alpha * (1.0 - decay)  # -alpha' E
+            x = to.sigma / at.sigma * walk["x"] + change * x0
+            if i > 0 and to.sigma > 0.0:
+                weight = change / 2 if self.correction == "midpoint" else to.alpha - change / h
+                x = x + weight * (h / h_before) * (x0 - walk["x0"])
+            h_before = h
+            yield walk.call(i, at, x=x, x0=x0)

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scoregraph.graph.prediction import Prediction
-from scoregraph.graph.samplers.base import MicroStep, Sampler, basis, estimates
-from scoregraph.graph.schedules import Grid
+from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
 
 
 @dataclass(frozen=True)
@@ -23,13 +21,12 @@ class Euler(Sampler):
     name: ClassVar[str] = "euler"
     needs_finite_kappa: ClassVar[bool] = True
 
-    def micro_steps(self, grid: Grid, prediction: Prediction) -> Iterator[MicroStep]:
+    def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """One call per step."""
-        x, m, _ = basis(self.registers)
-        alpha, kappa = grid.alpha, grid.kappa
-        for i in range(grid.steps):
-            _, slope = estimates(prediction, alpha[i], grid.sigma[i], x, m)
-            yield MicroStep(i, i, (alpha[i + 1] * (x / alpha[i] + (kappa[i + 1] - kappa[i]) * slope),))
+        for i in range(walk.grid.steps):
+            at, to = walk.grid.point(i), walk.grid.point(i + 1)
+            _, slope = walk.estimates(at)
+            yield walk.call(i, at, x=to.alpha * (walk["x"] / at.alpha + (to.kappa - at.kappa) * slope))
 
 
 @dataclass(frozen=True)
@@ -41,22 +38,23 @@ class Heun(Sampler):
     """
 
     name: ClassVar[str] = "heun"
-    registers: ClassVar[tuple[str, ...]] = ("x", "half")
     needs_finite_kappa: ClassVar[bool] = True
 
-    def micro_steps(self, grid: Grid, prediction: Prediction) -> Iterator[MicroStep]:
+    def memory(self) -> tuple[str, ...]:
+        """X after half of Euler's step."""
+        return ("half",)
+
+    def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """Euler's step, then its correction from the half step."""
-        x, half, m, _ = basis(self.registers)
-        alpha, sigma, kappa = grid.alpha, grid.sigma, grid.kappa
-        for i in range(grid.steps):
-            step = kappa[i + 1] - kappa[i]
-            _, slope = estimates(prediction, alpha[i], sigma[i], x, m)
-            middle = x / alpha[i] + step / 2 * slope
-            last = kappa[i + 1] == 0.0
-            yield MicroStep(i, i, (alpha[i + 1] * (middle + step / 2 * slope), 0 * half if last else middle))
-            if not last:
-                _, slope = estimates(prediction, alpha[i + 1], sigma[i + 1], x, m)
-                yield MicroStep(i, i + 1, (alpha[i + 1] * (half + step / 2 * slope), 0 * half))
+        for i in range(walk.grid.steps):
+            at, to = walk.grid.point(i), walk.grid.point(i + 1)
+            step = to.kappa - at.kappa
+            _, slope = walk.estimates(at)
+            half = walk["x"] / at.alpha + step / 2 * slope
+            yield walk.call(i, at, x=to.alpha * (half + step / 2 * slope), half=half)
+            if to.kappa > 0.0:
+                _, slope = walk.estimates(to)
+                yield walk.call(i, to, x=to.alpha * (walk["half"] + step / 2 * slope))
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,10 @@ class FlowEuler(Sampler):
 
     name: ClassVar[str] = "flow_euler"
 
-    def micro_steps(self, grid: Grid, prediction: Prediction) -> Iterator[MicroStep]:
+    def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """One call per step."""
-        x, m, _ = basis(self.registers)
-        scale = [alpha + sigma for alpha, sigma in zip(grid.alpha, grid.sigma, strict=True)]
-        flow = [sigma / n for sigma, n in zip(grid.sigma, scale, strict=True)]
-        for i in range(grid.steps):
-            x0, eps = estimates(prediction, grid.alpha[i], grid.sigma[i], x, m)
-            yield MicroStep(i, i, (scale[i + 1] * (x / scale[i] + (flow[i + 1] - flow[i]) * (eps - x0)),))
+        for i in range(walk.grid.steps):
+            at, to = walk.grid.point(i), walk.grid.point(i + 1)
+            here, there = at.alpha + at.sigma, to.alpha + to.sigma
+            x0, eps = walk.estimates(at)
+            yield walk.call(i, at, x=there * (walk["x"] / here + (to.sigma / there - at.sigma / here) * (eps - x0)))
