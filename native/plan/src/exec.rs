@@ -324,6 +324,7 @@ impl Program {
             scratch_floats: bound.scratch.len() / 4,
             seeds,
             row: 0,
+            micro: 0,
             pool: &*pool,
             isa: self.target.isa,
         };
@@ -333,6 +334,7 @@ impl Program {
             let timed = !segment.nanoseconds.is_empty();
             for row in 0..segment.rows {
                 frame.row = row;
+                frame.micro = row as u32;
                 for (number, kernel) in segment.kernels.iter().enumerate() {
                     if monitor.cancelled() {
                         let text = format!("cancelled after {done} of {total} steps");

@@ -32,8 +32,10 @@ pub struct Frame<'a> {
     pub scratch_floats: usize,
     /// The key of each sample's noise.
     pub seeds: &'a [u64],
-    /// The micro-step.
+    /// The row of the segment's table.
     pub row: usize,
+    /// The micro-step, which numbers the noise: `round * rows + row`.
+    pub micro: u32,
     /// The threads.
     pub pool: &'a dyn Parallel,
     /// The instruction set.

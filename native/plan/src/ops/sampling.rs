@@ -253,7 +253,7 @@ impl Kernel for SamplerStep {
             b: &table[self.b..][..count * self.branches],
             c: &table[self.c..][..count],
             seeds: frame.seeds,
-            micro: row as u32,
+            micro: frame.micro,
             site: self.site,
             elements: self.elements,
         };
