@@ -15,7 +15,19 @@ Constants = bytes | mmap.mmap | memoryview
 """The bytes of a plan's constants file, as ``scoregraph.plan.files.load`` maps them."""
 
 Progress = Callable[[int, int], None]
-"""Called as ``progress(done, total)`` after each micro-step of a loop, with the counts over all loops."""
+"""Called as ``progress(done, total)`` after each micro-step of a loop, with the counts over all loops.
+
+A loop that repeats counts with its most rounds until it ends, and then with those it took: ``total`` may fall."""
+
+
+COUNTERS = ("runs", "steps", "calls", "network_calls", "branch_evaluations", "rounds", "binds")
+"""The keys of ``Program.counters()``, in order.
+
+runs: finished runs. steps: rows of loops (a loop without a table has one row a round). calls: kernel calls.
+network_calls, branch_evaluations: as the segments' ``networks`` say, over the rows that ran; a call of a network for
+two branches is one call and two evaluations, whatever the batch. rounds: of segments that repeat. binds: times that
+memory was allocated or kernels were bound for a new batch size.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,10 @@ class Program(Protocol):
         Returns:
             The outputs by name.
         """
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """What the program has done since it was made, over all its runs, under the names of ``COUNTERS``."""
         ...
 
     def source(self) -> str:

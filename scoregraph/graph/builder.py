@@ -74,7 +74,7 @@ class UnboundInput:
         self.where = where
 
 
-RUN_ARGUMENTS = frozenset({"seed", "seeds", "batch", "progress", "cancel"})
+RUN_ARGUMENTS = frozenset({"seed", "seeds", "batch", "noise", "progress", "cancel"})
 """What ``plan.run`` takes besides the inputs of the graph."""
 
 Operand = Node | UnboundInput

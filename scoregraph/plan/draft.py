@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from scoregraph.plan.dims import Batch, dense_strides, dump_dim, parse_dim
-from scoregraph.plan.schema import Buffer, Call, Constant, InputSpec, OutputSpec, Plan, Segment, Table, View
+from scoregraph.plan.schema import (
+    Buffer,
+    Call,
+    Constant,
+    InputSpec,
+    NetworkUse,
+    OutputSpec,
+    Plan,
+    Repeat,
+    Segment,
+    Table,
+    View,
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,36 @@ class Value:
 
 
 @dataclass
+class OpenSegment:
+    """A segment that still takes calls; the fields are those of ``Segment``."""
+
+    name: str
+    table: int | None = None
+    variant: int | None = None
+    repeat: Repeat | None = None
+    networks: list[NetworkUse] = field(default_factory=list[NetworkUse])
+    calls: list[Call] = field(default_factory=list[Call])
+
+    def close(self) -> Segment:
+        """The finished segment."""
+        return Segment(
+            name=self.name,
+            table=self.table,
+            variant=self.variant,
+            repeat=self.repeat,
+            networks=tuple(self.networks),
+            calls=tuple(self.calls),
+        )
+
+
+@dataclass
 class Drafter:
-    """Collects buffers, constants, tables and calls; ``build`` freezes them into a ``Draft``."""
+    """Collects buffers, constants, tables and calls; ``build`` freezes them into a ``Draft``.
+
+    Attributes:
+        segments: the segments so far; calls go into the last one.
+        bank: the buffer of the input that replaces generated noise.
+    """
 
     name: str
     device: str
@@ -54,16 +95,41 @@ class Drafter:
     constants: list[Constant] = field(default_factory=list)
     arrays: dict[int, np.ndarray] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
-    segments: list[tuple[str, int | None, list[Call]]] = field(default_factory=list)
+    segments: list[OpenSegment] = field(default_factory=list)
     inputs: list[InputSpec] = field(default_factory=list)
     outputs: list[OutputSpec] = field(default_factory=list)
+    bank: int | None = None
+    _variants: tuple[int, ...] = ()
     _views: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _known_constants: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
     _prologue_copies: dict[str, Value] = field(default_factory=dict)
 
-    def begin(self, name: str, table: int | None = None) -> None:
-        """Start a segment; the calls that follow belong to it."""
-        self.segments.append((name, table, []))
+    def begin(
+        self, name: str, table: int | None = None, variant: int | None = None, repeat: Repeat | None = None
+    ) -> None:
+        """Start a segment; the calls that follow belong to it.
+
+        Args:
+            name: what listings call it.
+            table: the table with a row for each of its turns.
+            variant: the table's column that says which kind a row is.
+            repeat: until when all of it runs round after round.
+        """
+        self.segments.append(OpenSegment(name, table, variant, repeat))
+
+    @contextmanager
+    def only_in(self, *variants: int) -> Iterator[None]:
+        """The calls and networks added meanwhile belong to rows of these variants (none given: to all rows)."""
+        before, self._variants = self._variants, variants
+        try:
+            yield
+        finally:
+            self._variants = before
+
+    def evaluates(self, network: str, branches: int = 1) -> None:
+        """Note for the counters that a turn of the current segment calls ``network`` for so many branches."""
+        use = NetworkUse(name=network, branches=branches, variants=self._variants)
+        self.segments[-1].networks.append(use)
 
     def new(self, shape: Sequence[int | Batch], dtype: str = "f32", name: str = "") -> Value:
         """A fresh dense buffer."""
@@ -139,13 +205,14 @@ class Drafter:
         site: str = "",
     ) -> None:
         """Append one kernel call to the current segment; a role given None is left out."""
-        self.segments[-1][2].append(
+        self.segments[-1].calls.append(
             Call(
                 op=op,
                 ins={role: self.ref(v) for role, v in ins.items() if v is not None},
                 outs={role: self.ref(v) for role, v in outs.items()},
                 attrs=dict(attrs or {}),
                 site=site,
+                variants=self._variants,
             )
         )
 
@@ -157,7 +224,7 @@ class Drafter:
             number = int(value.storage[1:])
             whole = Value(value.storage, tuple(self.constants[number].shape), _strides_of(self.constants[number]))
             made = self.new(whole.shape, value.dtype, self.constants[number].name)
-            self.segments[0][2].insert(
+            self.segments[0].calls.insert(
                 0, Call(op="copy", ins={"x": value.storage}, outs={"y": made.storage}, site=self.constants[number].name)
             )
             self._prologue_copies[value.storage] = made
@@ -183,7 +250,8 @@ class Drafter:
             buffers=tuple(self.buffers),
             constants=tuple(self.constants),
             tables=tuple(self.tables),
-            segments=tuple(Segment(name=n, table=t, calls=tuple(c)) for n, t, c in self.segments),
+            segments=tuple(segment.close() for segment in self.segments),
+            bank=self.bank,
         )
         return Draft(plan, dict(self.arrays))
 

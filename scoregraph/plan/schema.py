@@ -10,7 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-VERSION = 1
+VERSION = 2
+
+MAX_VARIANTS = 64
+"""Rows of one table are of at most this many kinds, numbered from 0."""
 
 Dim = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[1-9]?[0-9]*B$")]
 Ref = Annotated[str, Field(pattern=r"^[bc][0-9]+$")]
@@ -77,22 +80,59 @@ class Table(Data):
     constant: int
 
 
+Variants = tuple[Annotated[int, Field(ge=0, lt=MAX_VARIANTS)], ...]
+
+
 class Call(Data):
-    """One kernel call. Operands are named roles; ``site`` is the node or layer it came from."""
+    """One kernel call. Operands are named roles; ``site`` is the node or layer it came from.
+
+    ``variants`` are the kinds of rows it runs in (``Segment.variant``); none listed: all of them.
+    """
 
     op: str
     ins: dict[str, Ref] = {}
     outs: dict[str, Ref] = {}
     attrs: dict[str, Any] = {}
     site: str = ""
+    variants: Variants = ()
+
+
+class Repeat(Data):
+    """Round after round while any element of the buffer ``active`` is not 0, at most ``limit`` rounds.
+
+    If it is still not all 0 then, ``strict`` makes that a run-time error; else the loop just ends.
+    """
+
+    active: Annotated[int, Field(ge=0)]
+    limit: Annotated[int, Field(ge=1)]
+    strict: bool = True
+
+
+class NetworkUse(Data):
+    """A network that rows of these variants evaluate, for ``branches`` rows per sample: what the counters count."""
+
+    name: str
+    branches: Annotated[int, Field(ge=1)] = 1
+    variants: Variants = ()
 
 
 class Segment(Data):
-    """Calls run once (``table`` is None) or once per row of a table, in order."""
+    """Calls run once, or once per row of a table, in order; with ``repeat``, all of that round after round.
+
+    ``variant`` is the column of the table whose (whole) number says which kind a row is.
+    """
 
     name: str
     table: int | None = None
+    variant: Annotated[int, Field(ge=0)] | None = None
+    repeat: Repeat | None = None
+    networks: tuple[NetworkUse, ...] = ()
     calls: tuple[Call, ...]
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether its calls may run more than once."""
+        return self.table is not None or self.repeat is not None
 
 
 class InputSpec(Data):
@@ -124,10 +164,13 @@ class Stage(Data):
 
 
 class Plan(Data):
-    """A whole sampling program for one device."""
+    """A whole sampling program for one device.
+
+    ``bank`` is the buffer [B, draws, …] of the input that replaces generated noise, if there is one.
+    """
 
     format: Literal["scoregraph-plan"] = "scoregraph-plan"
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     name: str
     device: str
     graph: str = ""
@@ -137,5 +180,6 @@ class Plan(Data):
     constants: tuple[Constant, ...] = ()
     tables: tuple[Table, ...] = ()
     segments: tuple[Segment, ...]
+    bank: Annotated[int, Field(ge=0)] | None = None
     stages: tuple[Stage, ...] = ()
     constants_sha256: str = ""

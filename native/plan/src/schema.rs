@@ -11,7 +11,10 @@ use serde::de::{self, Deserializer, Visitor};
 use crate::fault::{Code, Fault, Result};
 
 /// The format version this crate reads.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
+
+/// Rows of one table are of at most this many kinds, numbered from 0; a set of them is the bits of a `u64`.
+pub const MAX_VARIANTS: u64 = 64;
 
 /// Longest `plan.json` that is read, in bytes: a thousand times a usual one.
 pub const MAX_JSON_BYTES: usize = 256 << 20;
@@ -250,9 +253,34 @@ pub struct Call {
     pub attrs: BTreeMap<String, serde_json::Value>,
     #[serde(default)]
     pub site: String,
+    #[serde(default)]
+    pub variants: Vec<u64>,
 }
 
-/// Calls that run once, or once per row of a table.
+/// Round after round while any element of `active` is not 0, at most `limit` rounds.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Repeat {
+    pub active: u64,
+    pub limit: u64,
+    #[serde(default = "yes")]
+    pub strict: bool,
+}
+
+/// A network that rows of these variants evaluate: what the counters count.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct NetworkUse {
+    pub name: String,
+    #[serde(default = "one")]
+    pub branches: u64,
+    #[serde(default)]
+    pub variants: Vec<u64>,
+}
+
+/// Calls that run once, or once per row of a table; with `repeat`, all of that round after round.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
@@ -260,7 +288,20 @@ pub struct Segment {
     pub name: String,
     #[serde(default)]
     pub table: Option<u64>,
+    #[serde(default)]
+    pub variant: Option<u64>,
+    #[serde(default)]
+    pub repeat: Option<Repeat>,
+    #[serde(default)]
+    pub networks: Vec<NetworkUse>,
     pub calls: Vec<Call>,
+}
+
+impl Segment {
+    /// Whether its calls may run more than once.
+    pub fn is_loop(&self) -> bool {
+        self.table.is_some() || self.repeat.is_some()
+    }
 }
 
 /// A value the caller gives.
@@ -327,6 +368,8 @@ pub struct PlanFile {
     pub tables: Vec<Table>,
     pub segments: Vec<Segment>,
     #[serde(default)]
+    pub bank: Option<u64>,
+    #[serde(default)]
     pub stages: Vec<Stage>,
     #[serde(default)]
     pub constants_sha256: String,
@@ -338,6 +381,14 @@ fn format_name() -> String {
 
 fn version() -> u64 {
     VERSION
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// Reads `plan.json`; the version is looked at first, so that a newer plan is called newer and not malformed.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scoregraph.backends.protocol import Cancel, Constants, Miss, Progress
+from scoregraph.backends.protocol import COUNTERS, Cancel, Constants, Miss, Progress
 from scoregraph.errors import (
     BadInput,
     BadMachineSetting,
@@ -115,8 +115,8 @@ class Cpu:
 class CpuProgram:
     """A proved plan with its memory; runs for any batch, and remembers the memory of the last one.
 
-    ``native`` is the extension's own object: ``native.stats()`` counts runs, steps and calls, ``native.timings()``
-    holds the time of every call at every step once ``native.set_timing(True)`` was called.
+    ``native`` is the extension's own object: ``native.timings()`` holds the time of every call at every step once
+    ``native.set_timing(True)`` was called.
     """
 
     plan: Plan
@@ -167,6 +167,11 @@ class CpuProgram:
             return self.native.memory(batch)
         except _extension().NativeError as error:
             raise _translate(error, self.plan) from None
+
+    def counters(self) -> dict[str, int]:
+        """What the program has done since it was made; see ``scoregraph.backends.protocol.COUNTERS``."""
+        stats = self.native.stats()
+        return {name: stats[name] for name in COUNTERS}
 
     def source(self) -> str:
         """What will run: one call a line with its operands' shapes and memory."""

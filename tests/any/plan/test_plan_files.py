@@ -128,7 +128,7 @@ DAMAGE = {
     "another version": (
         lambda s: edited(s, lambda t: t.replace('"version": 1', '"version": 2')),
         PlanVersion,
-        "version 2",
+        "version 3",
     ),
     "another format": (
         lambda s: edited(s, lambda t: t.replace("scoregraph-plan", "something")),
