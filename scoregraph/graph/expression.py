@@ -11,7 +11,8 @@ docs/plan-format.md::
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Instruction = tuple[str | int | float, ...]
@@ -182,8 +183,8 @@ def trace(results: Sequence[Value], operands: int = 0) -> tuple[tuple[Instructio
     return tuple(instructions), found
 
 
-_UNARY = {
-    "neg": lambda a: -a,
+_UNARY: dict[str, Callable[[float], float]] = {
+    "neg": operator.neg,
     "abs": abs,
     "exp": math.exp,
     "log": math.log,
@@ -191,10 +192,10 @@ _UNARY = {
     "square": lambda a: a * a,
     "reciprocal": lambda a: 1.0 / a,
 }
-_BINARY = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
+_BINARY: dict[str, Callable[[float, float], float]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
     "div": lambda a, b: a / b,
     "pow": math.pow,
     "min": min,

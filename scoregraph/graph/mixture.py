@@ -60,9 +60,13 @@ class Recorder:
         return given(0, self.statistics.index(key))
 
     def parameter(self, values: Sequence[float], name: str = "") -> Expr:
-        """A number that may change from row to row: itself if it does not, else a column of the table."""
+        """A number that may change from row to row, as a column of the table.
+
+        Only what is 0, 1 or -1 throughout is a constant: a plan is compiled for the structure of its programs, and
+        other numbers may be exchanged without compiling again.
+        """
         numbers = tuple(float(value) for value in values)
-        if len(set(numbers)) == 1:
+        if len(set(numbers)) == 1 and numbers[0] in (0.0, 1.0, -1.0):
             return constant(numbers[0])
         for known, same in self.parameters.items():
             if same == numbers:
@@ -152,7 +156,7 @@ class Mix:
         """What this mix multiplies source number ``source`` with."""
         total: Expr = constant(0.0)
         for weight, form in self.terms:
-            total = total + weight * self.recorder.parameter(form[:, source])
+            total = total + weight * self.recorder.parameter(form[:, source].tolist())
         return total
 
 

@@ -29,7 +29,10 @@ from scoregraph.graph.spec import Spec
 from scoregraph.graph.table import Row, StepTable
 
 Vector = NDArray[np.float64]
-"""A linear combination of (registers…, m, z, d, w): its coefficients, float64 [R + 4]."""
+"""A linear combination of (registers…, m, n, z, d, w): its coefficients, float64 [R + 5]."""
+
+M, N, Z, D, W, EXTRA = range(6)
+"""Where the vectors that are no registers stand, behind the registers."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,17 @@ class Walk:
         grid: the points, in the latent's own space.
         registers: the names of what is carried from row to row, the state ``x`` first.
         corrected: x0 is not the network's own but what a correction (a clamp, say) makes of it: the vector d.
+        split: eps comes from an answer n of its own (CFG++: the guided answer says x0, the unguided one eps).
     """
 
     grid: Grid
     prediction: Prediction
     registers: tuple[str, ...]
     corrected: bool = False
+    split: bool = False
 
     def _unit(self, index: int) -> Vector:
-        unit = np.zeros(len(self.registers) + 4)
+        unit = np.zeros(len(self.registers) + EXTRA)
         unit[index] = 1.0
         return unit
 
@@ -73,30 +78,31 @@ class Walk:
     @property
     def m(self) -> Vector:
         """The network's answer."""
-        return self._unit(len(self.registers))
+        return self._unit(len(self.registers) + M)
 
     @property
     def z(self) -> Vector:
         """A fresh unit normal; one per row."""
-        return self._unit(len(self.registers) + 1)
+        return self._unit(len(self.registers) + Z)
 
     @property
     def w(self) -> Vector:
         """The same normal, each element times exp(spread * v): the noise of a learned variance."""
-        return self._unit(len(self.registers) + 3)
+        return self._unit(len(self.registers) + W)
 
     def estimates(self, at: Point) -> tuple[Vector, Vector]:
         """(x0, eps) as combinations of the state and the network's answer, or of what a correction made of x0."""
         p, q = self.prediction.to_x0(at.alpha, at.sigma)
-        if self.corrected:
-            x0 = self._unit(len(self.registers) + 2)
-            return x0, (self["x"] - at.alpha * x0) / at.sigma
         p_eps, q_eps = self.prediction.to_eps(at.alpha, at.sigma)
-        return p * self["x"] + q * self.m, p_eps * self["x"] + q_eps * self.m
+        if self.corrected:
+            x0 = self._unit(len(self.registers) + D)
+            return x0, (self["x"] - at.alpha * x0) / at.sigma
+        n = self._unit(len(self.registers) + N) if self.split else self.m
+        return p * self["x"] + q * self.m, p_eps * self["x"] + q_eps * n
 
     def call(self, step: int, at: Point | None, x: Vector, *, spread: float = 0.0, **memory: Vector) -> MicroStep:
         """A row after which the state is ``x`` and the other registers are ``memory``; one not named is forgotten."""
-        nothing = np.zeros(len(self.registers) + 4)
+        nothing = np.zeros(len(self.registers) + EXTRA)
         unknown = memory.keys() - set(self.registers)
         assert not unknown, f"no register is named {unknown}"
         return MicroStep(step, at, (x, *(memory.get(name, nothing) for name in self.registers[1:])), spread)
@@ -140,17 +146,19 @@ class Sampler(Spec):
         where: Location | None = None,
         *,
         corrected: bool = False,
+        split: bool = False,
     ) -> StepTable:
         """The sampler on a schedule, compiled for one network: its parameterization, its ``time`` and latent ``space``.
 
         The state is in the network's own space, so that c_in is 1 unless the parameterization has one. The loop starts
-        from ``init_scale * noise``: 1 in vp space, sigma in kappa and flow space. With ``corrected`` the estimate
-        ``x0`` passes through a correction before it is used.
+        from ``init_scale * noise``: 1 in vp space, sigma in kappa and flow space. With ``corrected`` the
+        estimate x0 passes through a correction before it is used; with ``split`` the answers are m and n. Where the
+        sampler learns its variance, the last answer is what the network says of it.
         """
         self.check(schedule, prediction, where)
         grid = schedule.grid().in_space(space, where)
         names = ("x", *self.memory())
-        micro = list(self.micro_steps(Walk(grid, prediction, names, corrected)))
+        micro = list(self.micro_steps(Walk(grid, prediction, names, corrected, split)))
         # A row without a call stands where its step begins; nothing reads its time.
         points = [row.at if row.at is not None else grid.point(row.step) for row in micro]
         first = grid.point(0)
@@ -158,31 +166,32 @@ class Sampler(Spec):
             names,
             times=[grid.time_at(at, time, where) for at in points],
             c_in=[prediction.c_in(at.alpha, at.sigma) for at in points],
-            rows=[self._row(row, prediction, at, corrected) for row, at in zip(micro, points, strict=True)],
+            rows=[self._row(row, prediction, at, corrected, split) for row, at in zip(micro, points, strict=True)],
             report={
                 "step": [row.step for row in micro],
                 "alpha": [at.alpha for at in points],
                 "sigma": [at.sigma for at in points],
+                "alpha_next": [grid.alpha[row.step + 1] for row in micro],
+                "sigma_next": [grid.sigma[row.step + 1] for row in micro],
                 "calls": [float(row.at is not None) for row in micro],
             },
             init_scale=hypot(first.alpha, first.sigma) if space == "vp" else first.sigma,
         )
 
-    def _row(self, micro: MicroStep, prediction: Prediction, at: Point, corrected: bool) -> Row:
+    def _row(self, micro: MicroStep, prediction: Prediction, at: Point, corrected: bool, split: bool) -> Row:
         """The matrices of a row: estimates are x0 if it is corrected, then l v if the variance is learned."""
         count = len(micro.registers)
         made = np.stack(micro.registers)
-        a, m, z, d, w = np.split(made, (count, count + 1, count + 2, count + 3), axis=1)
+        a, m, n, z, d, w = np.split(made, [count + i for i in (M, N, Z, D, W)], axis=1)
         learned = self.learns_variance
-        assert corrected or not d.any(), f"{self.name} uses a corrected x0 where there is none"
         assert learned or not w.any(), f"{self.name} uses a learned variance that it does not declare"
         assert micro.at is not None or not (m.any() or d.any()), f"{self.name} uses an answer in a row without a call"
+        b = np.concatenate([m, n[:, : int(split)], np.zeros((count, int(learned)))], axis=1)
         p, q = prediction.to_x0(at.alpha, at.sigma)
-        state = [p, *[0.0] * (count - 1)]
-        estimates = [[*state, q, *([0.0] if learned else [])]] if corrected else []
+        estimates = np.zeros((corrected + learned, count + b.shape[1]))
+        if corrected:
+            estimates[0, [0, count]] = p, q
         if learned:
-            estimates.append([*[0.0] * count, 0.0, micro.spread])
-        b = np.concatenate([m, np.zeros((count, int(learned)))], axis=1)
-        e = np.array(estimates).reshape(len(estimates), count + b.shape[1])
+            estimates[-1, -1] = micro.spread
         h = np.concatenate([d[:, : int(corrected)], w[:, : int(learned)]], axis=1)
-        return Row(a, b, z[:, 0], e, h, np.zeros((0, count + b.shape[1])))
+        return Row(a, b, z[:, 0], estimates, h, np.zeros((0, count + b.shape[1])))
