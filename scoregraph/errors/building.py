@@ -288,12 +288,12 @@ class BadOption(ScoregraphError):
 
 class IncompleteNetwork(ScoregraphError):
     """A network that reads a latent must state its prediction (eps, x0, v …); one that reads tokens answers logits and
-    has none."""
+    has none, and neither has an energy, which reads a latent."""
 
     code = "SG128"
     title = "network not described"
     message = "network {net!r} reads {latent} and states the prediction {prediction}"
-    cure = "state prediction= for a network on latents, and none for a network on tokens"
+    cure = "state prediction= for a network on latents, and none for an energy or a network on tokens"
 
 
 class ForeignStep(ScoregraphError):
