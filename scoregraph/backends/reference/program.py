@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoregraph.backends.protocol import Cancel, Constants, Miss, Progress
+from scoregraph.backends.protocol import COUNTERS, Cancel, Constants, Miss, Progress
+from scoregraph.backends.reference.execution import Run
 from scoregraph.backends.reference.memory import load_constants, place_buffers
-from scoregraph.backends.reference.ops import OPS, Frame
-from scoregraph.errors import BadInput, Cancelled, MissingInput
+from scoregraph.backends.reference.ops import OPS
+from scoregraph.errors import BadInput, MissingInput
 from scoregraph.plan.schema import Call, Plan
 
 Precision = Literal["float32", "float64"]
@@ -50,6 +52,7 @@ class ReferenceProgram:
     constants: Mapping[str, Tensor]
     dtype: torch.dtype
     planned: bool
+    counted: Counter[str] = field(default_factory=Counter[str])
 
     def run(
         self,
@@ -69,40 +72,16 @@ class ReferenceProgram:
                 raise MissingInput(name=spec.name, known=known)
             _fill_input(spec.name, storage[f"b{spec.buffer}"], inputs[spec.name])
         keys = torch.from_numpy(np.asarray(seeds, dtype=np.uint64).view(np.int64).copy())
-        tables = {table.id: self.constants[f"c{table.constant}"] for table in self.plan.tables}
-        rows = {table.id: table.rows for table in self.plan.tables}
-        total = sum(rows[segment.table] for segment in self.plan.segments if segment.table is not None)
-        done = 0
+        run = Run(self.plan, storage, keys, self.dtype, self.counted, progress, cancel)
         with torch.no_grad():
             for segment in self.plan.segments:
-                if segment.table is None:
-                    for call in segment.calls:
-                        self._call(call, storage, tables, None, keys)
-                    continue
-                for row in range(rows[segment.table]):
-                    if cancel is not None and cancel.is_set():
-                        raise Cancelled(done=done, total=total)
-                    for call in segment.calls:
-                        self._call(call, storage, tables, row, keys)
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
+                run.segment(segment)
+        self.counted["runs"] += 1
         return {spec.name: storage[f"b{spec.buffer}"].numpy().copy() for spec in self.plan.outputs}
 
-    def _call(
-        self, call: Call, storage: Mapping[str, Tensor], tables: Mapping[int, Tensor], row: int | None, seeds: Tensor
-    ) -> None:
-        ins = {role: storage[ref] for role, ref in call.ins.items()}
-        outs = {role: storage[ref] for role, ref in call.outs.items()}
-        shapes = {role: tuple(out.shape) for role, out in outs.items()}
-        made = OPS[call.op](ins, call.attrs, Frame(shapes, tables, row, seeds, self.dtype, call.site))
-        results = {next(iter(outs)): made} if isinstance(made, Tensor) else made
-        for role, value in results.items():
-            if tuple(value.shape) != shapes[role]:
-                raise AssertionError(
-                    f"{call.op} at {call.site}: {role} is {tuple(value.shape)}, planned {shapes[role]}"
-                )
-            outs[role].copy_(value)
+    def counters(self) -> dict[str, int]:
+        """What all runs so far have executed; every run places its buffers anew, which is a bind."""
+        return {name: self.counted["runs" if name == "binds" else name] for name in COUNTERS}
 
     def source(self) -> str:
         """The calls, one a line, with the shapes of their operands."""
@@ -114,9 +93,13 @@ class ReferenceProgram:
         lines: list[str] = []
         for segment in self.plan.segments:
             times = "once" if segment.table is None else f"per row of table {segment.table}"
+            if segment.repeat is not None:
+                times += f", while any of b{segment.repeat.active} is not 0, {segment.repeat.limit} times at most"
             lines.append(f"{segment.name}: {times}")
             for call in segment.calls:
                 attrs = "".join(f" {key}={value}" for key, value in call.attrs.items())
+                if call.variants:
+                    attrs += f" in rows of variant {' or '.join(map(str, call.variants))}"
                 lines.append(f"  {show(call.outs)} = {call.op}({show(call.ins)}){attrs}  # {call.site}")
         return "\n".join(lines)
 

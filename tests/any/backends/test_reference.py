@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from scoregraph.backends.protocol import Miss
 from scoregraph.backends.reference import noise
+from scoregraph.backends.reference.frame import Frame
 from scoregraph.backends.reference.memory import unpack
-from scoregraph.backends.reference.ops import OPS, Frame
+from scoregraph.backends.reference.ops import OPS
 from scoregraph.backends.reference.program import Reference
 from scoregraph.errors import BadInput, Cancelled, IndexOutOfRange, MissingInput
 from scoregraph.graph import guidance, prediction, samplers, schedules
@@ -37,7 +38,8 @@ def randn(*shape: int) -> torch.Tensor:
 
 
 def run(op: str, ins: dict[str, torch.Tensor], attrs: dict, shape: tuple[int, ...], role: str = "y") -> torch.Tensor:
-    frame = Frame({role: shape}, {}, None, torch.zeros(1, dtype=torch.int64), torch.float64, "site")
+    outs = {role: torch.full(shape, math.nan, dtype=torch.float64)}
+    frame = Frame(outs, {}, None, torch.zeros(1, dtype=torch.int64), torch.float64, "site")
     made = OPS[op](ins, attrs, frame)
     return made if isinstance(made, torch.Tensor) else made[role]
 
@@ -135,13 +137,15 @@ POINTWISE = {
     "pow": lambda x, y: x**y,
     "min": lambda x, y: torch.where(x < y, x, y),
     "max": lambda x, y: torch.where(x > y, x, y),
+    "less": lambda x, y: torch.where(x < y, 1.0, 0.0).double(),
 }
+BINARY = ("add", "sub", "mul", "div", "pow", "min", "max", "less")
 
 
 @pytest.mark.parametrize("name", POINTWISE)
 def test_pointwise_instruction(name: str):
     x, y = randn(4, 5).abs() + 0.1, randn(4, 5)
-    binary = name in ("add", "sub", "mul", "div", "pow", "min", "max")
+    binary = name in BINARY
     expected = POINTWISE[name](x, y) if binary else POINTWISE[name](x)
     program = [[name, 0, 1] if binary else [name, 0]]
     ours = run("pointwise", {"x0": x, "x1": y}, {"program": program}, (4, 5))
@@ -153,6 +157,12 @@ def test_pointwise_program_with_constants_integers_and_broadcast():
     program = [["const", 3.0], ["mul", 0, 2], ["add", 3, 1], ["tanh", 4]]
     ours = run("pointwise", {"x0": x, "x1": n}, {"program": program}, (4, 5))
     torch.testing.assert_close(ours, torch.tanh(3 * x + n), rtol=1e-12, atol=1e-12)
+
+
+def test_where_chooses_element_by_element():
+    x, y = randn(4, 5), randn(4, 5)
+    ours = run("pointwise", {"x0": x, "x1": y}, {"program": [["less", 0, 1], ["where", 2, 0, 1]]}, (4, 5))
+    assert torch.equal(ours, torch.minimum(x, y))
 
 
 def test_an_index_out_of_range_names_the_layer():
@@ -251,7 +261,7 @@ def hand_plan() -> tuple[Plan, bytes]:
             attrs={"program": program},
         ),
         Call(op="linear", ins={"x": "b3", "w": "c2"}, outs={"y": "b4"}, attrs={"act": "none"}),
-        Call(op="sampler_step", ins={"r0": "b0", "p0": "b4"}, outs={"r0": "b0", "xin": "b1"}, attrs=step),
+        Call(op="sampler_step", ins={"r0": "b0", "p0": "b4"}, outs={"r0": "b0", "xin0": "b1"}, attrs=step),
     ]
     plan = Plan(
         name="hand",
@@ -323,7 +333,7 @@ def test_progress_cancel_and_source():
     stop = threading.Event()
     with pytest.raises(Cancelled, match=r"SG604.*cancelled after 2 of 6 steps"):
         program.run({"label": label}, seeds, lambda done, total: stop.set() if done == 2 else None, stop)
-    assert "r0=b0[Bx5], xin=b1[2Bx5] = sampler_step(r0=b0[Bx5], p0=b4[2Bx5])" in program.source()
+    assert "r0=b0[Bx5], xin0=b1[2Bx5] = sampler_step(r0=b0[Bx5], p0=b4[2Bx5])" in program.source()
 
 
 def test_refusals():

@@ -83,7 +83,7 @@ def test_register_machine_has_the_bits_of_the_stated_order(size: int, branches: 
     sketch.call(
         "sampler_step",
         {**named, **{f"p{j}": p for j, p in enumerate(predictions)}},
-        {**named, "xin": x_in},
+        {**named, "xin0": x_in},
         {"table": number, "a": columns[0], "b": columns[1], "c": columns[2], "cin": 0, "site": 6},
         site="step",
     )

@@ -108,7 +108,7 @@ def two_layers() -> Sketch:
     s.call("linear", {"x": both, "w": w["w1"], "bias": w["b1"]}, {"y": hidden}, {"act": "silu"}, site="layer1")
     s.call("linear", {"x": hidden, "w": w["w2"], "bias": w["b2"]}, {"y": prediction}, {"act": "none"}, site="layer2")
     attrs = {"table": loop, "a": 2, "b": 3, "c": 5, "cin": 1, "site": SITE + 1}
-    s.call("sampler_step", {"r0": x, "p0": prediction}, {"r0": x, "xin": x_in}, attrs, site="step")
+    s.call("sampler_step", {"r0": x, "p0": prediction}, {"r0": x, "xin0": x_in}, attrs, site="step")
     s.output("x", x)
     s.output("first", first)
     return s

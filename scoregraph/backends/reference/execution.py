@@ -1,0 +1,103 @@
+"""One run of a plan: its segments in order, row by row and round by round, and the counters of what has been run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoregraph.backends.protocol import Cancel, Progress
+from scoregraph.backends.reference.frame import Frame
+from scoregraph.backends.reference.ops import OPS
+from scoregraph.errors import Cancelled, InternalFault
+from scoregraph.plan.schema import Call, Plan, Segment
+
+
+@dataclass
+class Run:
+    """A plan over the tensors of one run.
+
+    Attributes:
+        storage: every buffer and constant by reference.
+        seeds: int64 [B], the samples' noise keys.
+        counted: what has been executed, added to as the run goes on.
+        done: the micro-steps that are complete.
+    """
+
+    plan: Plan
+    storage: Mapping[str, Tensor]
+    seeds: Tensor
+    dtype: torch.dtype
+    counted: Counter[str]
+    progress: Progress | None = None
+    cancel: Cancel | None = None
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.tables = {table.id: self.storage[f"c{table.constant}"] for table in self.plan.tables}
+        self.total = sum(self._most_steps(segment) for segment in self.plan.segments)
+
+    def _row_count(self, segment: Segment) -> int:
+        return 1 if segment.table is None else self.tables[segment.table].shape[0]
+
+    def _most_steps(self, segment: Segment) -> int:
+        """The micro-steps of a loop, or 0 for calls that run once."""
+        if not segment.is_loop:
+            return 0
+        return self._row_count(segment) * (1 if segment.repeat is None else segment.repeat.limit)
+
+    def segment(self, segment: Segment) -> None:
+        """A segment from its first row to its last, and again while it repeats."""
+        if segment.repeat is None:
+            self._rows(segment, 0)
+            return
+        repeat, rounds = segment.repeat, 0
+        active = self.storage[f"b{repeat.active}"]
+        while rounds < repeat.limit and bool(active.any()):
+            self._rows(segment, rounds)
+            rounds += 1
+        self.counted["rounds"] += rounds
+        self.total -= (repeat.limit - rounds) * self._row_count(segment)
+        if repeat.strict and bool(active.any()):
+            unfinished = int(active.reshape(len(self.seeds), -1).any(dim=1).sum())
+            raise InternalFault(problem=f"{segment.name}: {unfinished} samples are unfinished after {rounds} rounds")
+
+    def _rows(self, segment: Segment, round_: int) -> None:
+        for row in range(self._row_count(segment)):
+            if segment.is_loop and self.cancel is not None and self.cancel.is_set():
+                raise Cancelled(done=self.done, total=self.total)
+            self._row(segment, row, round_)
+            if not segment.is_loop:
+                continue
+            self.done += 1
+            self.counted["steps"] += 1
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+
+    def _row(self, segment: Segment, row: int, round_: int) -> None:
+        variant = 0
+        if segment.table is not None and segment.variant is not None:
+            variant = int(self.tables[segment.table][row, segment.variant])
+        for network in segment.networks:
+            if variant in (network.variants or (variant,)):
+                self.counted["network_calls"] += 1
+                self.counted["branch_evaluations"] += network.branches
+        for call in segment.calls:
+            if variant in (call.variants or (variant,)):
+                self._call(call, segment, None if segment.table is None else row, round_)
+
+    def _call(self, call: Call, segment: Segment, row: int | None, round_: int) -> None:
+        ins = {role: self.storage[ref] for role, ref in call.ins.items()}
+        outs = {role: self.storage[ref] for role, ref in call.outs.items()}
+        frame = Frame(outs, self.tables, row, self.seeds, self.dtype, call.site, segment.variant, round_)
+        made = OPS[call.op](ins, call.attrs, frame)
+        results = {next(iter(outs)): made} if isinstance(made, Tensor) else made
+        for role, value in results.items():
+            planned = frame.shape(role)
+            if tuple(value.shape) != planned:
+                raise AssertionError(f"{call.op} at {call.site}: {role} is {tuple(value.shape)}, planned {planned}")
+            outs[role].copy_(value)
+        self.counted["calls"] += 1

@@ -1,0 +1,146 @@
+"""The calls of networks: products, norms, pooling and tables of embeddings.
+
+Sizes follow docs/plan-format.md: n counts samples times branches, M is the product of the leading dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scoregraph.backends.reference.elementwise import activate
+from scoregraph.backends.reference.frame import Attrs, Frame, Roles
+from scoregraph.errors import IndexOutOfRange
+
+
+def _rows(per_group: Tensor, m: int) -> Tensor:
+    """[G, D] spread over M rows: row m uses row ``m / (M/G)``."""
+    return per_group.repeat_interleave(m // per_group.shape[0], dim=0)
+
+
+# --- Products -----------------------------------------------------------------------------------
+
+
+def linear(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """y = residual + gate * act(x w^T + bias)."""
+    shape = frame.shape("y")
+    w = ins["w"]
+    y = ins["x"].reshape(-1, w.shape[1]) @ w.T
+    if "bias" in ins:
+        y = y + ins["bias"]
+    y = activate(y, attrs)
+    if "gate" in ins:
+        y = _rows(ins["gate"], y.shape[0]) * y
+    if "residual" in ins:
+        y = ins["residual"].reshape(y.shape) + y
+    return y.reshape(shape)
+
+
+def matmul(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """scale * x y."""
+    return attrs["scale"] * (ins["x"] @ ins["y"])
+
+
+def conv2d(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """y = residual + act(conv(x, w) + bias + emb)."""
+    y = functional.conv2d(ins["x"], ins["w"], stride=attrs["stride"], padding=attrs["padding"])
+    if "bias" in ins:
+        y = y + ins["bias"][None, :, None, None]
+    if "emb" in ins:
+        y = y + ins["emb"][:, :, None, None]
+    y = activate(y, attrs)
+    return ins["residual"] + y if "residual" in ins else y
+
+
+def attention(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """softmax(scale * q k^T + mask) v."""
+    logits = attrs["scale"] * (ins["q"] @ ins["k"].transpose(-1, -2))
+    if "mask" in ins:
+        logits = logits + ins["mask"]
+    return torch.softmax(logits, dim=-1) @ ins["v"]
+
+
+# --- Norms and reductions -----------------------------------------------------------------------
+
+
+def group_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """act((norm * weight + bias) * (1 + scale) + shift), over the channels of each group and space."""
+    x = ins["x"]
+    n, channels = x.shape[:2]
+    groups = x.reshape(n, attrs["groups"], -1)
+    mean = groups.mean(dim=-1, keepdim=True)
+    variance = ((groups - mean) ** 2).mean(dim=-1, keepdim=True)
+    y = ((groups - mean) / torch.sqrt(variance + attrs["eps"])).reshape(n, channels, -1)
+    if "weight" in ins:
+        y = y * ins["weight"][None, :, None]
+    if "bias" in ins:
+        y = y + ins["bias"][None, :, None]
+    if "scale" in ins:
+        y = y * (1.0 + ins["scale"][:, :, None])
+    if "shift" in ins:
+        y = y + ins["shift"][:, :, None]
+    return activate(y.reshape(x.shape), attrs)
+
+
+def layer_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """act((norm * weight + bias) * (1 + scale) + shift), over the last dimension."""
+    x = ins["x"].reshape(-1, ins["x"].shape[-1])
+    mean = x.mean(dim=-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
+    y = (x - mean) / torch.sqrt(variance + attrs["eps"])
+    if "weight" in ins:
+        y = y * ins["weight"]
+    if "bias" in ins:
+        y = y + ins["bias"]
+    if "scale" in ins:
+        y = y * (1.0 + _rows(ins["scale"], y.shape[0]))
+    if "shift" in ins:
+        y = y + _rows(ins["shift"], y.shape[0])
+    return activate(y.reshape(ins["x"].shape), attrs)
+
+
+def rms_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+    x = ins["x"]
+    y = x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + attrs["eps"])
+    return y * ins["weight"] if "weight" in ins else y
+
+
+def softmax(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """Over the last dimension."""
+    return torch.softmax(ins["x"], dim=-1)
+
+
+def avg_pool2d(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """Means of windows, no padding."""
+    return functional.avg_pool2d(ins["x"], tuple(attrs["kernel"]), tuple(attrs["stride"]))
+
+
+def max_pool2d(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """Maxima of windows, no padding."""
+    return functional.max_pool2d(ins["x"], tuple(attrs["kernel"]), tuple(attrs["stride"]))
+
+
+def upsample_nearest(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """[n, C, H, W] to [n, C, fH, fW]."""
+    high, wide = attrs["factor"]
+    return ins["x"].repeat_interleave(high, dim=2).repeat_interleave(wide, dim=3)
+
+
+def embedding(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """Rows of w; an index out of range is the user's error."""
+    index, w = ins["index"], ins["w"]
+    bad = index[(index < 0) | (index >= w.shape[0])]
+    if bad.numel():
+        raise IndexOutOfRange(site=frame.site, index=int(bad[0]), rows=w.shape[0])
+    return w[index]
+
+
+def reduce(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """Sum, mean, min or max over trailing axes."""
+    axes = tuple(attrs["axes"])
+    if not axes:
+        return ins["x"].clone()
+    kinds = {"sum": torch.sum, "mean": torch.mean, "min": torch.amin, "max": torch.amax}
+    return kinds[attrs["kind"]](ins["x"], dim=axes)
