@@ -157,7 +157,7 @@ fn names_are_those_of_the_plan() {
     let unary =
         "neg abs exp log sin cos sqrt rsqrt reciprocal square tanh sigmoid silu gelu_tanh gelu_erf relu erf floor";
     assert!(unary.split(' ').all(|name| name.parse::<Unary>().is_ok()));
-    assert!("add sub mul div pow min max".split(' ').all(|name| name.parse::<Binary>().is_ok()));
+    assert!("add sub mul div pow min max less".split(' ').all(|name| name.parse::<Binary>().is_ok()));
     assert!("add".parse::<Unary>().is_err() && "mod".parse::<Binary>().is_err());
 }
 
@@ -177,6 +177,23 @@ fn minimum_maximum_and_power_as_torch_has_them() {
             for (got, want) in run(isa, &program, &[&a, &b]).into_iter().zip(want) {
                 assert!(got == want || (got.is_nan() && want.is_nan()), "{} {function:?}: {got} {want}", isa.name());
             }
+        }
+    }
+}
+
+#[test]
+fn less_and_where_as_torch_has_them() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let a = [1.0, 2.0, nan, 1.0, -inf, 0.0, 3.0, -0.0, 5.0];
+    let b = [2.0, 1.0, 1.0, nan, 3.0, -0.0, 3.0, 7.0, 6.0];
+    let less = Program::new(2, vec![Instr::Binary(Binary::Less, 0, 1)]).unwrap();
+    // a where a is not 0, else b: NaN is not 0, and -0 is.
+    let either = Program::new(2, vec![Instr::Where(0, 0, 1)]).unwrap();
+    for isa in isas() {
+        assert_eq!(run(isa, &less, &[&a, &b]), [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0]);
+        let want = [1.0, 2.0, nan, 1.0, -inf, 0.0, 3.0, 7.0, 5.0];
+        for (got, want) in run(isa, &either, &[&a, &b]).into_iter().zip(want) {
+            assert!(got == want || (got.is_nan() && want.is_nan()), "{}: {got} {want}", isa.name());
         }
     }
 }
@@ -212,7 +229,8 @@ fn in_place() {
 fn programs_are_checked() {
     let bad = [
         (0, vec![]),
-        (9, vec![]),
+        (129, vec![]),
+        (2, vec![Instr::Where(0, 1, 2)]),
         (1, vec![Instr::Unary(Unary::Exp, 1)]),
         (1, vec![Instr::Binary(Binary::Add, 0, 2), Instr::Const(1.0)]),
         (2, vec![Instr::Unary(Unary::Exp, usize::MAX)]),

@@ -13,9 +13,11 @@ mod isa;
 pub mod math;
 mod parallel;
 mod scalar;
+mod unfused;
 mod vector;
 
 pub use activation::Act;
 pub use isa::{ENV_ISA, Isa, cpu_features, detect, isa};
 pub use parallel::{Disjoint, Parallel, Serial};
+pub use unfused::Unfused;
 pub use vector::{Kernel, Simd};

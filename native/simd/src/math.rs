@@ -92,9 +92,6 @@ pub fn log<S: Simd>(s: S, x: S::F) -> S::F {
 /// Sine (`QUARTER` 0) or cosine (1): the same curve, a quarter of a turn apart.
 #[inline(always)]
 fn circular<S: Simd, const QUARTER: i32>(s: S, x: S::F) -> S::F {
-    if s.any(s.lt(s.splat(LARGEST_ANGLE), s.abs(x))) {
-        return s.map_lanes(x, if QUARTER == 0 { f32::sin } else { f32::cos });
-    }
     let n = s.round_i(s.mul(x, s.splat(FRAC_2_PI)));
     let n_f = s.to_f(n);
     let mut r = x;
@@ -109,7 +106,13 @@ fn circular<S: Simd, const QUARTER: i32>(s: S, x: S::F) -> S::F {
     let quadrant = s.add_i(n, s.splat_i(QUARTER));
     let even = s.eq_i(s.and(quadrant, s.splat_i(1)), s.splat_i(0));
     let sign = s.shl(s.and(quadrant, s.splat_i(2)), 30);
-    s.from_bits(s.xor(s.bits(s.select(even, sine, cosine)), sign))
+    let near = s.from_bits(s.xor(s.bits(s.select(even, sine, cosine)), sign));
+    let far = s.lt(s.splat(LARGEST_ANGLE), s.abs(x));
+    if !s.any(far) {
+        return near;
+    }
+    // Lane by lane, so that no value depends on its neighbours.
+    s.select(far, s.map_lanes(x, if QUARTER == 0 { f32::sin } else { f32::cos }), near)
 }
 
 /// Sine of radians; absolute error 1e-7, at any magnitude.

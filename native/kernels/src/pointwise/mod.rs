@@ -3,15 +3,18 @@
 //! An instruction runs over a block of [`BLOCK`] elements before the next one starts, so that interpreting costs little
 //! and all values of a block stay in the first-level cache.
 
+pub mod block;
 mod program;
 
 pub use program::{Binary, Instr, Program, Unary};
-use scoregraph_simd::{Disjoint, Kernel, Simd, math};
+use scoregraph_simd::{Disjoint, Kernel, Simd};
 
 use crate::{Context, Layout, View, ViewMut};
 
 /// Elements that an instruction goes through at once.
 const BLOCK: usize = 512;
+/// The largest number of operands.
+pub const MAX_OPERANDS: usize = 8;
 /// Blocks a tile has: constants and repeated operands are spread out once for all of them.
 const BLOCKS_PER_TILE: usize = 8;
 
@@ -44,12 +47,14 @@ pub fn pointwise_scratch(program: &Program, threads: usize) -> usize {
 /// If the operands do not have the shape of `y`, or the scratch is too small.
 pub fn pointwise(ctx: &Context, program: &Program, operands: &[Operand], y: &mut ViewMut, scratch: &mut [f32]) {
     assert_eq!(operands.len(), program.inputs());
+    assert!(operands.len() <= MAX_OPERANDS && program.params() == 0);
+    assert_eq!(program.results(), [program.values() - 1], "the result is the last value");
     assert!(operands.iter().all(|operand| operand.layout().shape() == y.shape()), "operands have the result's shape");
     let per_thread = pointwise_scratch(program, 1);
     assert!(scratch.len() >= pointwise_scratch(program, ctx.pool.threads()));
     let elements = y.layout().len();
     let scratch = Disjoint::new(scratch);
-    let mut inputs = [None; Program::MAX_INPUTS];
+    let mut inputs = [None; MAX_OPERANDS];
     for (input, operand) in inputs.iter_mut().zip(operands) {
         let [merged] = Layout::merge([*operand.layout()]);
         *input = Some((*operand, merged));
@@ -69,7 +74,7 @@ pub fn pointwise(ctx: &Context, program: &Program, operands: &[Operand], y: &mut
 /// Elements `start..end` of the result. Layouts are merged ones.
 struct Tile<'a> {
     program: &'a Program,
-    inputs: &'a [Option<(Operand<'a>, Layout)>; Program::MAX_INPUTS],
+    inputs: &'a [Option<(Operand<'a>, Layout)>; MAX_OPERANDS],
     y: &'a ViewMut<'a>,
     y_layout: Layout,
     scratch: &'a mut [f32],
@@ -93,56 +98,45 @@ impl Kernel for Tile<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let program = self.program;
-        let rows: [*mut f32; Program::MAX_VALUES] =
+        let mut rows: [*mut f32; Program::MAX_VALUES] =
             std::array::from_fn(|value| self.scratch.as_mut_ptr().wrapping_add(value * BLOCK));
-        let mut values: [*const f32; Program::MAX_VALUES] = rows.map(|row| row.cast_const());
-        for (row, input) in rows.iter().zip(self.inputs) {
+        let mut inputs = [std::ptr::null(); MAX_OPERANDS];
+        for (value, input) in self.inputs.iter().enumerate() {
+            inputs[value] = rows[value].cast_const();
             if let Some((operand, layout)) = input
                 && is_repeated(layout)
             {
-                gather(operand, layout, 0, BLOCK.min(layout.len()), *row);
+                gather(operand, layout, 0, BLOCK.min(layout.len()), rows[value]);
             }
         }
-        for (i, instr) in program.instrs().iter().enumerate() {
-            if let Instr::Const(value) = instr {
-                // SAFETY: a row of the scratch has BLOCK elements.
-                unsafe { std::slice::from_raw_parts_mut(rows[program.inputs() + i], BLOCK) }.fill(*value);
-            }
-        }
-        let result = program.values() - 1;
-        let in_place =
-            is_run(&self.y_layout) && matches!(program.instrs().last(), Some(Instr::Unary(..) | Instr::Binary(..)));
+        // SAFETY: every row of the scratch has BLOCK elements.
+        unsafe { block::fill_constants(program, &[], &rows, BLOCK) };
+        let result = program.results()[0];
+        let in_place = is_run(&self.y_layout) && result >= program.inputs() && !program.is_constant(result);
         for start in (self.start..self.end).step_by(BLOCK) {
             let len = BLOCK.min(self.end - start);
             for (value, input) in self.inputs.iter().enumerate() {
                 match input {
                     Some((Operand::F32(view), layout)) if is_run(layout) => {
-                        values[value] = view.as_ptr().wrapping_add(start);
+                        inputs[value] = view.as_ptr().wrapping_add(start);
                     }
                     Some((operand, layout)) if !is_repeated(layout) => gather(operand, layout, start, len, rows[value]),
                     _ => {}
                 }
             }
-            for (i, instr) in program.instrs().iter().enumerate() {
-                let value = program.inputs() + i;
-                let to =
-                    if in_place && value == result { self.y.as_mut_ptr().wrapping_add(start) } else { rows[value] };
-                // SAFETY: operands come before, so they hold `len` elements: a row of the scratch, or of a dense view.
-                // `to` is another row, or the part of y that only this block writes.
-                unsafe {
-                    match *instr {
-                        Instr::Const(_) => {}
-                        Instr::Unary(function, a) => unary(s, function, values[a], to, len),
-                        Instr::Binary(function, a, b) => binary(s, function, values[a], values[b], to, len),
-                    }
-                }
+            if in_place {
+                rows[result] = self.y.as_mut_ptr().wrapping_add(start);
             }
+            // SAFETY: inputs are rows of the scratch or parts of dense views; every other value has a row of its own,
+            // and the last one, which nothing reads, perhaps the part of y that only this block writes.
+            unsafe { block::run(s, program, &inputs, &rows, len) };
             if !in_place {
+                let value = if result < program.inputs() { inputs[result] } else { rows[result].cast_const() };
                 self.y_layout.runs(start, len, |offset, done, n| {
                     let step = self.y_layout.strides()[self.y_layout.rank() - 1];
                     for i in 0..n {
                         // SAFETY: `runs` gives elements of the view; the value has `len` elements.
-                        unsafe { self.y.as_mut_ptr().add(offset + i * step).write(*values[result].add(done + i)) };
+                        unsafe { self.y.as_mut_ptr().add(offset + i * step).write(*value.add(done + i)) };
                     }
                 });
             }
@@ -173,87 +167,5 @@ fn gather(operand: &Operand, layout: &Layout, start: usize, len: usize, row: *mu
     if step == 0 && layout.rank() == 1 && len < BLOCK && len > 0 {
         // SAFETY: the row has BLOCK elements, the first of which was written above.
         unsafe { (len..BLOCK).for_each(|i| row.add(i).write(*row)) };
-    }
-}
-
-/// `to[i] = f(a[i])`
-///
-/// # Safety
-/// `a` and `to` have `len` elements; they are the same memory or do not overlap.
-#[inline(always)]
-unsafe fn unary<S: Simd>(s: S, function: Unary, a: *const f32, to: *mut f32, len: usize) {
-    // A loop for each function, and a macro rather than closures: those might be compiled on their own, without the
-    // features of the instruction set.
-    macro_rules! map {
-        (|$x:ident| $value:expr) => {
-            for at in (0..len).step_by(S::LANES) {
-                let n = S::LANES.min(len - at);
-                // SAFETY: the caller's contract; whole vectors are read and written only where `n` is a whole one.
-                unsafe {
-                    let $x = if n == S::LANES { s.load(a.add(at)) } else { s.load_first(a.add(at), n) };
-                    let value = $value;
-                    if n == S::LANES { s.store(to.add(at), value) } else { s.store_first(to.add(at), value, n) }
-                }
-            }
-        };
-    }
-    let one = s.splat(1.0);
-    match function {
-        Unary::Neg => map!(|x| s.neg(x)),
-        Unary::Abs => map!(|x| s.abs(x)),
-        Unary::Exp => map!(|x| math::exp(s, x)),
-        Unary::Log => map!(|x| math::log(s, x)),
-        Unary::Sin => map!(|x| math::sin(s, x)),
-        Unary::Cos => map!(|x| math::cos(s, x)),
-        Unary::Sqrt => map!(|x| s.sqrt(x)),
-        Unary::Rsqrt => map!(|x| s.div(one, s.sqrt(x))),
-        Unary::Reciprocal => map!(|x| s.div(one, x)),
-        Unary::Square => map!(|x| s.mul(x, x)),
-        Unary::Tanh => map!(|x| math::tanh(s, x)),
-        Unary::Sigmoid => map!(|x| math::sigmoid(s, x)),
-        Unary::Silu => map!(|x| math::silu(s, x)),
-        Unary::GeluTanh => map!(|x| math::gelu_tanh(s, x)),
-        Unary::GeluErf => map!(|x| math::gelu_erf(s, x)),
-        Unary::Relu => map!(|x| math::relu(s, x)),
-        Unary::Erf => map!(|x| math::erf(s, x)),
-        Unary::Floor => map!(|x| s.floor(x)),
-    }
-}
-
-/// `to[i] = f(a[i], b[i])`
-///
-/// # Safety
-/// As [`unary`], for both operands.
-#[inline(always)]
-unsafe fn binary<S: Simd>(s: S, function: Binary, a: *const f32, b: *const f32, to: *mut f32, len: usize) {
-    macro_rules! map {
-        (|$x:ident, $y:ident| $value:expr) => {
-            for at in (0..len).step_by(S::LANES) {
-                let n = S::LANES.min(len - at);
-                // SAFETY: the caller's contract; whole vectors are read and written only where `n` is a whole one.
-                unsafe {
-                    let $x = if n == S::LANES { s.load(a.add(at)) } else { s.load_first(a.add(at), n) };
-                    let $y = if n == S::LANES { s.load(b.add(at)) } else { s.load_first(b.add(at), n) };
-                    let value = $value;
-                    if n == S::LANES { s.store(to.add(at), value) } else { s.store_first(to.add(at), value, n) }
-                }
-            }
-        };
-    }
-    match function {
-        Binary::Add => map!(|x, y| s.add(x, y)),
-        Binary::Sub => map!(|x, y| s.sub(x, y)),
-        Binary::Mul => map!(|x, y| s.mul(x, y)),
-        Binary::Div => map!(|x, y| s.div(x, y)),
-        // `min` and `max` give y where x is NaN.
-        Binary::Min => map!(|x, y| s.select(s.is_nan(x), x, s.min(x, y))),
-        Binary::Max => map!(|x, y| s.select(s.is_nan(x), x, s.max(x, y))),
-        // Rare, and exp(y log x) would lose digits with the size of y: the library's function.
-        Binary::Pow => {
-            for i in 0..len {
-                // SAFETY: the caller's contract.
-                unsafe { to.add(i).write((*a.add(i)).powf(*b.add(i))) };
-            }
-        }
     }
 }

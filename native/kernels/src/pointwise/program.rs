@@ -26,7 +26,7 @@ pub enum Unary {
     Floor,
 }
 
-/// A function of two values; `Min` and `Max` are NaN if either is.
+/// A function of two values; `Min` and `Max` are NaN if either is, `Less` is 1 or 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it; docs/plan-format.md lists them")]
 pub enum Binary {
@@ -37,6 +37,7 @@ pub enum Binary {
     Pow,
     Min,
     Max,
+    Less,
 }
 
 impl FromStr for Unary {
@@ -79,6 +80,7 @@ impl FromStr for Binary {
             "pow" => Binary::Pow,
             "min" => Binary::Min,
             "max" => Binary::Max,
+            "less" => Binary::Less,
             _ => return Err(format!("`{name}` is not a function of two values")),
         })
     }
@@ -89,48 +91,67 @@ impl FromStr for Binary {
 pub enum Instr {
     /// A constant.
     Const(f32),
+    /// A number known only when the program runs, the same for all elements of a block.
+    Param(usize),
     /// A function of one value.
     Unary(Unary, usize),
     /// A function of two values.
     Binary(Binary, usize, usize),
+    /// The second value where the first is not 0, else the third.
+    Where(usize, usize, usize),
 }
 
-/// An expression over some inputs; its value is the last one.
+/// Expressions over some inputs and some parameters; the results are values of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
     inputs: usize,
+    params: usize,
     instrs: Vec<Instr>,
+    results: Vec<usize>,
 }
 
 impl Program {
-    /// The largest number of inputs.
-    pub const MAX_INPUTS: usize = 8;
     /// The largest number of values: inputs and instructions.
     pub const MAX_VALUES: usize = 128;
 
-    /// Checks that every operand is a value that exists by then.
+    /// An expression whose result is its last value.
     ///
     /// # Errors
-    /// If one does not, or there are too many values or none.
+    /// If an operand is not a value that exists by then, or there are too many values or none.
     pub fn new(inputs: usize, instrs: Vec<Instr>) -> Result<Program, String> {
-        if inputs > Self::MAX_INPUTS {
-            return Err(format!("{inputs} inputs; at most {} are supported", Self::MAX_INPUTS));
-        }
+        let last = inputs.saturating_add(instrs.len()).saturating_sub(1);
+        Program::with_results(inputs, instrs, vec![last])
+    }
+
+    /// Several expressions at once.
+    ///
+    /// # Errors
+    /// As [`Program::new`], and if a result is not a value.
+    pub fn with_results(inputs: usize, instrs: Vec<Instr>, results: Vec<usize>) -> Result<Program, String> {
         let values = inputs.saturating_add(instrs.len());
         if values == 0 || values > Self::MAX_VALUES {
             return Err(format!("{values} values; a program has 1 to {}", Self::MAX_VALUES));
         }
+        let mut params = 0;
         for (i, instr) in instrs.iter().enumerate() {
             let largest = match *instr {
                 Instr::Const(_) => None,
+                Instr::Param(index) => {
+                    params = params.max(index + 1);
+                    None
+                }
                 Instr::Unary(_, a) => Some(a),
                 Instr::Binary(_, a, b) => Some(a.max(b)),
+                Instr::Where(c, a, b) => Some(c.max(a).max(b)),
             };
             if let Some(operand) = largest.filter(|&operand| operand >= inputs + i) {
                 return Err(format!("instruction {i} reads value {operand}, which does not exist yet"));
             }
         }
-        Ok(Program { inputs, instrs })
+        if let Some(result) = results.iter().find(|&&result| result >= values) {
+            return Err(format!("value {result} is a result but does not exist"));
+        }
+        Ok(Program { inputs, params, instrs, results })
     }
 
     /// How many inputs it reads.
@@ -138,13 +159,29 @@ impl Program {
         self.inputs
     }
 
+    /// How many parameters it needs: one more than the largest it names.
+    pub fn params(&self) -> usize {
+        self.params
+    }
+
     /// The instructions, in order.
     pub fn instrs(&self) -> &[Instr] {
         &self.instrs
     }
 
+    /// The numbers of the values that are its results.
+    pub fn results(&self) -> &[usize] {
+        &self.results
+    }
+
     /// Inputs and instructions.
-    pub(super) fn values(&self) -> usize {
+    pub fn values(&self) -> usize {
         self.inputs + self.instrs.len()
+    }
+
+    /// Whether a value is the same for all elements of a block.
+    pub(super) fn is_constant(&self, value: usize) -> bool {
+        let instr = value.checked_sub(self.inputs).and_then(|i| self.instrs.get(i));
+        matches!(instr, Some(Instr::Const(_) | Instr::Param(_)))
     }
 }

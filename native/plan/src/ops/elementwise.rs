@@ -1,7 +1,7 @@
 //! Ops that look at one element at a time, copies, lookups and reductions.
 
 use scoregraph_kernels::embedding::embedding as embedding_kernel;
-use scoregraph_kernels::pointwise::{self as expression, Instr, Program, pointwise_scratch};
+use scoregraph_kernels::pointwise::{self as expression, Instr, MAX_OPERANDS, Program, pointwise_scratch};
 use scoregraph_kernels::reduce::{Reduction, reduce as reduce_kernel};
 use scoregraph_kernels::{copy as copying, fill as filling};
 use serde_json::Value;
@@ -74,8 +74,8 @@ struct Pointwise {
 
 pub(super) fn pointwise(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
     let (operands, y) = (args.numbered("x"), args.output("y")?);
-    if operands.len() > Program::MAX_INPUTS {
-        return Err(Fault::plan(format!("{} operands; at most {}", operands.len(), Program::MAX_INPUTS)));
+    if operands.len() > MAX_OPERANDS {
+        return Err(Fault::plan(format!("{} operands; at most {}", operands.len(), MAX_OPERANDS)));
     }
     for (i, operand) in operands.iter().enumerate() {
         let role = format!("x{i}");
@@ -95,11 +95,13 @@ pub(super) fn pointwise(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
     Ok(Box::new(Pointwise { operands, y, program }))
 }
 
-fn instruction(value: &Value) -> Option<Instr> {
+/// An instruction as docs/plan-format.md writes it.
+pub(super) fn instruction(value: &Value) -> Option<Instr> {
     let (name, operands) = value.as_array()?.split_first()?;
     let index = |value: &Value| usize::try_from(value.as_u64()?).ok();
     match (name.as_str()?, operands) {
         ("const", [number]) => constant(number).map(Instr::Const),
+        ("where", [c, a, b]) => Some(Instr::Where(index(c)?, index(a)?, index(b)?)),
         (unary, [a]) => Some(Instr::Unary(unary.parse().ok()?, index(a)?)),
         (binary, [a, b]) => Some(Instr::Binary(binary.parse().ok()?, index(a)?, index(b)?)),
         _ => None,
@@ -118,7 +120,7 @@ impl Kernel for Pointwise {
     unsafe fn run(&self, frame: &Frame<'_>) -> Result<()> {
         let nothing: [f32; 0] = [];
         let empty = scoregraph_kernels::View::dense(&nothing, &[0]).map_err(|e| Fault::new(Code::Internal, e))?;
-        let mut operands = [expression::Operand::F32(empty); Program::MAX_INPUTS];
+        let mut operands = [expression::Operand::F32(empty); MAX_OPERANDS];
         for (to, operand) in operands.iter_mut().zip(&self.operands) {
             // SAFETY: the contract of `run`; the types are those of the dtype.
             *to = unsafe {
