@@ -15,7 +15,8 @@ use crate::operand::Operand;
 use crate::ops::{self, Frame, Kernel, Target};
 use crate::places::Places;
 use crate::pool::{Pool, thread_count};
-use crate::schema::{self, Call, DType, PlanFile, Ref, Segment};
+use crate::schema::{self, Call, DType, Dim, PlanFile, Ref, Segment};
+use crate::turns::Turns;
 
 /// Alignment that the constants' first byte must have: that of the widest element type.
 const CONSTANTS_ALIGN: usize = 8;
@@ -44,6 +45,14 @@ impl Constants {
         let (ptr, len) = (words.as_ptr().cast(), words.len() * 8);
         // SAFETY: the heap block of the vector does not move with it, and nobody changes it.
         unsafe { Constants::from_raw(ptr, len, Box::new(words)) }
+    }
+
+    /// A copy of `count` floats from `byte` on.
+    fn floats(&self, byte: usize, count: usize) -> Vec<f32> {
+        // SAFETY: readable for as long as the owner lives, which is as long as `self`.
+        let bytes = unsafe { std::slice::from_raw_parts(self.ptr, self.len) };
+        let words = bytes[byte..byte + 4 * count].chunks_exact(4);
+        words.map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
     }
 }
 
@@ -88,10 +97,16 @@ pub struct Wanted<'a> {
 pub struct Stats {
     /// Finished trajectories, each of them one call into this library.
     pub runs: u64,
-    /// Steps of loops: one evaluation of the network, over all its branches, each.
+    /// Rows of loops; a loop without a table has one a round.
     pub steps: u64,
     /// Kernel calls.
     pub calls: u64,
+    /// Evaluations of networks, as the segments list them.
+    pub network_calls: u64,
+    /// The same, times their branches.
+    pub branch_evaluations: u64,
+    /// Rounds of segments that repeat.
+    pub rounds: u64,
     /// Times that memory was allocated and calls bound, for a new batch size.
     pub binds: u64,
 }
@@ -109,7 +124,7 @@ pub struct Memory {
     pub constants: usize,
 }
 
-/// The time of one call at one row of its segment's table.
+/// The time of one call at one row of its segment's table, over all rounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Index of the segment.
@@ -123,9 +138,9 @@ pub struct Timing {
 }
 
 struct BoundSegment {
-    rows: usize,
-    is_loop: bool,
     kernels: Vec<Box<dyn Kernel>>,
+    /// Whether there is another round, for a segment that repeats.
+    active: Option<Operand>,
     /// Nanoseconds of the last run, [rows, calls]; empty unless timing is on.
     nanoseconds: Vec<u64>,
 }
@@ -144,6 +159,8 @@ struct Bound {
 pub struct Program {
     plan: PlanFile,
     places: Places,
+    /// One for each segment.
+    turns: Vec<Turns>,
     constants: Constants,
     target: Target,
     state: Mutex<State>,
@@ -179,9 +196,15 @@ impl Program {
         let plan = schema::read(json)?;
         let places = Places::new(&plan, constants.len)?;
         check_names(&plan)?;
-        liveness::check(&plan, &places)?;
-        let program =
-            Program { plan, places, constants, target: Target { isa, threads }, state: Mutex::new(State::default()) };
+        check_bank(&plan)?;
+        let turns = plan.segments.iter().map(|segment| {
+            Turns::new(segment, &places, |byte, count| constants.floats(byte, count))
+                .map_err(|f| f.at(format!("segment {}", segment.name)))
+        });
+        let turns = turns.collect::<Result<Vec<_>>>()?;
+        liveness::check(&plan, &places, &turns)?;
+        let (target, state) = (Target { isa, threads }, Mutex::new(State::default()));
+        let program = Program { plan, places, turns, constants, target, state };
         // Every rule is proved for the batch of a run when that comes; two sizes now find nearly all mistakes early.
         for batch in [1, 2] {
             program.bind_calls(batch)?;
@@ -193,18 +216,23 @@ impl Program {
     fn bind_calls(&self, batch: u64) -> Result<(Vec<BoundSegment>, usize)> {
         let mut scratch = 0;
         let mut segments = Vec::with_capacity(self.plan.segments.len());
-        for segment in &self.plan.segments {
-            let table = segment.table.map(|id| self.places.table(id)).transpose();
-            let table = table.map_err(|f| f.at(format!("segment {}", segment.name)))?;
+        for (segment, turns) in self.plan.segments.iter().zip(&self.turns) {
             let mut kernels = Vec::with_capacity(segment.calls.len());
             for (number, call) in segment.calls.iter().enumerate() {
-                let kernel = ops::bind(call, &self.places, table, batch, self.target);
+                let kernel = ops::bind(call, &self.places, turns.table, batch, self.target);
                 let kernel = kernel.map_err(|f| f.at(place(segment, number, call)))?;
                 scratch = scratch.max(kernel.scratch_floats(self.target.threads));
                 kernels.push(kernel);
             }
-            let rows = table.map_or(1, |table| table.rows);
-            segments.push(BoundSegment { rows, is_loop: table.is_some(), kernels, nanoseconds: Vec::new() });
+            let active = turns.rounds.map(|rounds| self.places.operand(Ref::Buffer(rounds.active), batch)).transpose();
+            let active = active.and_then(|found| match found {
+                Some(active) if active.dtype != DType::F32 => {
+                    Err(Fault::plan(format!("{} says whether it is active and is {}", active.name, active.dtype)))
+                }
+                found => Ok(found),
+            });
+            let active = active.map_err(|f| f.at(format!("segment {}", segment.name)))?;
+            segments.push(BoundSegment { kernels, active, nanoseconds: Vec::new() });
         }
         Ok((segments, scratch))
     }
@@ -277,8 +305,9 @@ impl Program {
             stats.binds += 1;
         }
         let Some(bound) = bound.as_mut() else { return Err(Fault::new(Code::Internal, "nothing is bound")) };
-        for segment in &mut bound.segments {
-            let cells = if *timing { segment.rows.saturating_mul(segment.kernels.len()) } else { 0 };
+        for (segment, turns) in bound.segments.iter_mut().zip(&self.turns) {
+            let cells = if *timing { turns.rows.saturating_mul(segment.kernels.len()) } else { 0 };
+            segment.nanoseconds.clear();
             segment.nanoseconds.resize(cells, 0);
         }
         let outcome = with_ieee_floats(|| {
@@ -325,36 +354,45 @@ impl Program {
             seeds,
             row: 0,
             micro: 0,
+            next_variant: None,
             pool: &*pool,
             isa: self.target.isa,
         };
-        let total = bound.segments.iter().filter(|s| s.is_loop).map(|s| s.rows).sum();
-        let mut done = 0;
-        for (segment, spec) in bound.segments.iter_mut().zip(&self.plan.segments) {
-            let timed = !segment.nanoseconds.is_empty();
-            for row in 0..segment.rows {
-                frame.row = row;
-                frame.micro = row as u32;
-                for (number, kernel) in segment.kernels.iter().enumerate() {
-                    if monitor.cancelled() {
-                        let text = format!("cancelled after {done} of {total} steps");
-                        return Err(Fault::new(Code::Cancelled, text).about("", [done as i64, total as i64]));
+        let steps = |turns: &Turns| if turns.is_loop() { turns.rows * turns.most_rounds() } else { 0 };
+        let mut progress = Progress { done: 0, total: self.turns.iter().map(steps).sum() };
+        for (index, (turns, spec)) in self.turns.iter().zip(&self.plan.segments).enumerate() {
+            // A segment that does not repeat has one round.
+            let mut active = bound.unfinished(index).unwrap_or(1);
+            let mut round = 0;
+            let skip = |round: usize| (turns.most_rounds() - round) * turns.rows;
+            if active == 0 {
+                progress.total -= skip(0);
+            }
+            while active > 0 && round < turns.most_rounds() {
+                for row in 0..turns.rows {
+                    frame.row = row;
+                    frame.micro = (round * turns.rows + row) as u32;
+                    frame.next_variant = turns.next_variant(row);
+                    bound.segments[index].run_row(turns, spec, &frame, stats, &progress, monitor)?;
+                    if row + 1 == turns.rows {
+                        active = bound.unfinished(index).unwrap_or(0);
+                        if active == 0 {
+                            progress.total -= skip(round + 1);
+                        }
                     }
-                    let start = timed.then(Instant::now);
-                    // SAFETY: `bind` resolved all operands for this batch and made the arenas for it; the lock on the
-                    // state keeps every other run out; the scratch is the largest any kernel asked for.
-                    let outcome = unsafe { kernel.run(&frame) };
-                    outcome.map_err(|f| f.at(place(spec, number, &spec.calls[number])))?;
-                    if let Some(start) = start {
-                        segment.nanoseconds[row * segment.kernels.len() + number] = start.elapsed().as_nanos() as u64;
+                    if turns.is_loop() {
+                        progress.done += 1;
+                        stats.steps += 1;
+                        monitor.step(progress.done, progress.total);
                     }
-                    stats.calls += 1;
                 }
-                if segment.is_loop {
-                    done += 1;
-                    stats.steps += 1;
-                    monitor.step(done, total);
-                }
+                round += 1;
+                stats.rounds += u64::from(turns.rounds.is_some());
+            }
+            if active > 0 && turns.rounds.is_some_and(|rounds| rounds.strict) {
+                let text = format!("{active} of {} samples are not done after {round} rounds", seeds.len());
+                let numbers = [round, active, seeds.len()].map(|n| n as i64);
+                return Err(Fault::new(Code::Unfinished, text).about(&spec.name, numbers));
             }
         }
         Ok(())
@@ -462,7 +500,7 @@ impl Program {
         let mut found = Vec::new();
         for (segment, spec) in bound.segments.iter().enumerate() {
             let calls = spec.kernels.len().max(1);
-            for (cell, &nanoseconds) in spec.nanoseconds.iter().enumerate() {
+            for (cell, &nanoseconds) in spec.nanoseconds.iter().enumerate().filter(|(_, ns)| **ns > 0) {
                 found.push(Timing { segment, call: cell % calls, row: cell / calls, nanoseconds });
             }
         }
@@ -485,7 +523,75 @@ impl Program {
     }
 }
 
+/// Steps done and steps of the whole run, with the most rounds of every loop that has not ended.
+struct Progress {
+    done: usize,
+    total: usize,
+}
+
+impl BoundSegment {
+    /// Runs the calls of one row; allocates nothing.
+    fn run_row(
+        &mut self,
+        turns: &Turns,
+        spec: &Segment,
+        frame: &Frame<'_>,
+        stats: &mut Stats,
+        progress: &Progress,
+        monitor: &mut dyn Monitor,
+    ) -> Result<()> {
+        let stop = || {
+            let text = format!("cancelled after {} of {} steps", progress.done, progress.total);
+            Fault::new(Code::Cancelled, text).about("", [progress.done as i64, progress.total as i64])
+        };
+        // Also asked in a row of no calls, so that a loop of nothing can be ended.
+        if monitor.cancelled() {
+            return Err(stop());
+        }
+        let variant = turns.variant(frame.row);
+        for (number, kernel) in self.kernels.iter().enumerate() {
+            if !turns.runs(number, variant) {
+                continue;
+            }
+            if monitor.cancelled() {
+                return Err(stop());
+            }
+            let start = (!self.nanoseconds.is_empty()).then(Instant::now);
+            // SAFETY: `bind` resolved all operands for this batch and made the arenas for it; the lock on the state
+            // keeps every other run out; the scratch is the largest any kernel asked for.
+            let outcome = unsafe { kernel.run(frame) };
+            outcome.map_err(|f| f.at(place(spec, number, &spec.calls[number])))?;
+            if let Some(start) = start {
+                // At least 1, which tells a call that ran from one that did not.
+                let cell = &mut self.nanoseconds[frame.row * self.kernels.len() + number];
+                *cell += (start.elapsed().as_nanos() as u64).max(1);
+            }
+            stats.calls += 1;
+        }
+        let evaluations = turns.evaluations(variant);
+        stats.network_calls = stats.network_calls.saturating_add(evaluations.calls);
+        stats.branch_evaluations = stats.branch_evaluations.saturating_add(evaluations.branches);
+        Ok(())
+    }
+}
+
 impl Bound {
+    /// In how many samples some element is active (of a buffer that all samples share: how many elements); none for a
+    /// segment that does not repeat.
+    fn unfinished(&self, segment: usize) -> Option<usize> {
+        let active = self.segments[segment].active.as_ref()?;
+        let (from, count) = (self.address(active).cast::<f32>(), active.numel());
+        // SAFETY: `Places::operand` has proved the element to lie in its arena and aligned, `bind_calls` its type; no
+        // kernel runs now.
+        let is_active = |&index: &usize| unsafe { *from.add(active.layout.offset(index)) } != 0.0;
+        let samples = self.batch as usize;
+        if !count.is_multiple_of(samples) {
+            return Some((0..count).filter(is_active).count());
+        }
+        let each = count / samples;
+        Some((0..samples).filter(|sample| (sample * each..(sample + 1) * each).any(|i| is_active(&i))).count())
+    }
+
     fn address(&self, operand: &Operand) -> *mut u8 {
         let arena = match operand.region {
             crate::operand::Region::Batch => &self.batch_arena,
@@ -497,6 +603,19 @@ impl Bound {
 
 fn positive(batch: u64) -> Result<u64> {
     if batch == 0 { Err(Fault::new(Code::Batch, "a run has at least one sample")) } else { Ok(batch) }
+}
+
+/// The bank is an input [B, draws, …] of f32.
+fn check_bank(plan: &PlanFile) -> Result<()> {
+    let Some(id) = plan.bank else { return Ok(()) };
+    let fault = |text: &str| Err(Fault::plan(format!("the noise bank b{id} {text}")));
+    if plan.inputs.iter().all(|input| input.buffer != id) {
+        return fault("is not an input");
+    }
+    match plan.buffers.iter().find(|buffer| buffer.id == id) {
+        Some(bank) if bank.dtype == DType::F32 && bank.shape.len() >= 2 && bank.shape[0] == Dim::Batch(1) => Ok(()),
+        _ => fault("is not f32 [B, draws, …]"),
+    }
 }
 
 /// Inputs own their memory, and no name is used twice.

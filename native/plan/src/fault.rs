@@ -23,6 +23,8 @@ pub enum Code {
     Range,
     /// A run met an index outside the table it looks into.
     Index,
+    /// A loop that repeats was not done after its last round.
+    Unfinished,
     /// A batch is empty.
     Batch,
     /// A batch needs more memory than there is.
@@ -48,6 +50,7 @@ impl Code {
             Code::NotFinite => "not-finite",
             Code::Range => "range",
             Code::Index => "index",
+            Code::Unfinished => "unfinished",
             Code::Batch => "batch",
             Code::TooLarge => "too-large",
             Code::Machine => "machine",

@@ -1,7 +1,7 @@
 //! Plans on a CPU: read, proved, bound to a batch, and run as one call.
 //!
 //! A plan is data from outside, so nothing in it is trusted: [`schema`] proves its form, [`places`] that everything
-//! lies inside its memory, [`liveness`] that no two live values share any, and [`ops`] that every call's operands fit
+//! lies inside its memory, [`turns`] how often each call runs, [`liveness`] that no two live values share any, and [`ops`] that every call's operands fit
 //! one another. What is left after that are kernels and addresses, and [`exec`] runs them. A bad plan is a
 //! [`fault::Fault`] that names the place.
 
@@ -18,6 +18,7 @@ pub mod places;
 pub mod pool;
 pub mod sampler;
 pub mod schema;
+pub mod turns;
 
 pub use exec::{Constants, Given, Memory, Monitor, Program, Stats, Timing, Unwatched, Wanted};
 pub use fault::{Code, Fault, Result};

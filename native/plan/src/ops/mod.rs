@@ -36,6 +36,8 @@ pub struct Frame<'a> {
     pub row: usize,
     /// The micro-step, which numbers the noise: `round * rows + row`.
     pub micro: u32,
+    /// The variant of the next row of the segment's table; none after the last row.
+    pub next_variant: Option<usize>,
     /// The threads.
     pub pool: &'a dyn Parallel,
     /// The instruction set.
