@@ -91,3 +91,14 @@ class InternalFault(ScoregraphError):
     title = "a fault of scoregraph"
     message = "{problem}"
     cure = "please report this with the plan (plan.save(folder)); device='reference' may run it meanwhile"
+
+
+class LoopUnfinished(ScoregraphError):
+    """A loop that chooses its own steps (an adaptive solver, a while loop) stops after its most rounds at the latest.
+    If some sample is not done by then, its values are those of a time in the middle of the trajectory, so none are
+    returned. Too tight a tolerance, or a network whose answers jump from step to step, needs the most rounds."""
+
+    code = "SG610"
+    title = "loop not finished"
+    message = "the loop {loop} was not done after {rounds} rounds: {unfinished} of {samples} samples are unfinished"
+    cure = "allow more rounds, or loosen the solver's tolerances"
