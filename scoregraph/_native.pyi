@@ -48,11 +48,11 @@ class Program:
     def memory(self, batch: int) -> dict[str, int]:
         """Bytes that a run needs: ``batch``, ``fixed``, ``scratch``, ``constants``."""
     def stats(self) -> dict[str, int]:
-        """Counters: ``runs``, ``steps``, ``calls``, ``binds``."""
+        """Counters since it was made, by the names of ``scoregraph.backends.protocol.COUNTERS``."""
     def set_timing(self, on: bool) -> None:
         """Turns the timing of every call on or off, from the next run on."""
     def timings(self) -> list[tuple[int, int, int, int]]:
-        """The last run's calls as (segment, call, row, nanoseconds)."""
+        """The last run's calls as (segment, call, row, nanoseconds over all rounds)."""
     def target(self) -> tuple[str, int]:
         """The instruction set and the number of threads."""
     def source(self) -> str:

@@ -33,6 +33,11 @@ from scoregraph.graph.table import StepTable
 from scoregraph.graph.values import CondInput, Latent, NetRef, Tokens
 from scoregraph.graph.verify import verify
 from scoregraph.models.capture import capture
+from scoregraph.plan import files
+from scoregraph.plan.dims import Batch
+from scoregraph.plan.draft import Drafter
+from scoregraph.plan.schema import OutputSpec, Repeat
+from scoregraph.runtime import CompiledPlan
 
 NATIVE = importlib.util.find_spec("scoregraph._native") is not None
 EPS = NetRef("eps", "0", Latent("vp", (3,)), prediction.eps())
@@ -309,6 +314,21 @@ def fault() -> None:
     program.run({"tilt": np.zeros((1, 4), np.float32)}, np.zeros(1, np.uint64))
 
 
+def never_done() -> None:
+    """A loop whose condition nothing in it changes."""
+    draft = Drafter("endless", "reference")
+    draft.begin("once")
+    active, x = draft.new((Batch(), 1)), draft.new((Batch(), 4))
+    draft.call("fill", {}, {"x": active}, {"value": 1.0})
+    draft.call("fill", {}, {"x": x}, {"value": 0.0})
+    draft.begin("adaptive", repeat=Repeat(active=int(active.storage[1:]), limit=5))
+    draft.call("fill", {}, {"x": x}, {"value": 2.0})
+    draft.outputs.append(OutputSpec(name="x", buffer=int(x.storage[1:])))
+    made = draft.build()
+    plan, constants = files.lay_out(made.plan, made.arrays)
+    CompiledPlan(plan, constants, {}).run(batch=2)
+
+
 def no_matplotlib(folder: Path) -> None:
     from scoregraph.render import hillshade
 
@@ -374,7 +394,7 @@ MISTAKES: dict[str, Callable] = {
     "SG410": fuel,
     "SG501": lambda folder: sg.load(folder),
     "SG502": rewritten("plan.json", b"sampler_step", b"sampler_stop"),
-    "SG503": rewritten("plan.json", b'"version": 1', b'"version": 2'),
+    "SG503": rewritten("plan.json", b'"version": 2', b'"version": 3'),
     "SG504": cannot_write,
     "SG601": run_plan(),
     "SG602": run_plan(tilt=float("nan")),
@@ -385,6 +405,7 @@ MISTAKES: dict[str, Callable] = {
     "SG607": native(lambda: on_the_processor(threads=10**6).run(tilt=0)),
     "SG608": no_extension,
     "SG609": native(fault),
+    "SG610": never_done,
     "SG701": lambda folder: cli._graph(str(folder / "none.py")),
     "SG702": lambda: cli._settings(["tilt"]),
     "SG703": lambda: cli._check_ending(Path("x.jpg")),

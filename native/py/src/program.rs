@@ -154,7 +154,7 @@ impl Program {
     ///     inputs: contiguous arrays by name; f32, i64 or u8 as the plan says.
     ///     outputs: writable contiguous arrays by name.
     ///     seeds: a contiguous buffer of uint64, one per sample.
-    ///     progress: called as progress(done, total) after each step.
+    ///     progress: called as progress(done, total) after each step; the total falls when a loop ends early.
     ///     cancel: a CancelFlag, or anything with is_set().
     #[pyo3(signature = (inputs, outputs, seeds, progress=None, cancel=None))]
     fn run(
@@ -214,7 +214,15 @@ impl Program {
     /// Counters since the program was made.
     fn stats(&self) -> BTreeMap<&'static str, u64> {
         let stats = self.inner.stats();
-        BTreeMap::from([("runs", stats.runs), ("steps", stats.steps), ("calls", stats.calls), ("binds", stats.binds)])
+        BTreeMap::from([
+            ("runs", stats.runs),
+            ("steps", stats.steps),
+            ("calls", stats.calls),
+            ("network_calls", stats.network_calls),
+            ("branch_evaluations", stats.branch_evaluations),
+            ("rounds", stats.rounds),
+            ("binds", stats.binds),
+        ])
     }
 
     /// Turns the timing of every call on or off, from the next run on.
@@ -222,7 +230,7 @@ impl Program {
         self.inner.set_timing(on);
     }
 
-    /// The last run's calls as (segment, call, row, nanoseconds); empty unless timing was on.
+    /// The last run's calls as (segment, call, row, nanoseconds over all rounds); empty unless timing was on.
     fn timings(&self) -> Vec<(usize, usize, usize, u64)> {
         self.inner.timings().into_iter().map(|t| (t.segment, t.call, t.row, t.nanoseconds)).collect()
     }

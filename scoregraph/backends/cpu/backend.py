@@ -21,6 +21,7 @@ from scoregraph.errors import (
     Cancelled,
     IndexOutOfRange,
     InternalFault,
+    LoopUnfinished,
     MissingInput,
     NativeMissing,
     NotEnoughMemory,
@@ -135,6 +136,7 @@ class CpuProgram:
             MissingInput, BadInput, BatchMismatch: the inputs do not fit the plan.
             IndexOutOfRange: an index looked beyond its table.
             Cancelled: ``cancel`` was set.
+            LoopUnfinished: a loop that chooses its own steps needs more rounds than it may make.
             NotEnoughMemory: the batch is too large for this machine.
         """
         batch = len(seeds)
@@ -192,6 +194,9 @@ def _translate(error: Exception, plan: Plan) -> ScoregraphError:
         "not-finite": lambda: BadInput(name=subject, problem=text, help="give finite numbers"),
         "range": lambda: BadInput(name=subject, problem=text, help="give values in the range the plan states"),
         "index": lambda: IndexOutOfRange(site=subject, index=numbers[0], rows=numbers[1], where=where),
+        "unfinished": lambda: LoopUnfinished(
+            loop=subject, rounds=numbers[0], unfinished=numbers[1], samples=numbers[2]
+        ),
         "batch": lambda: BatchMismatch(said=text),
         "too-large": lambda: NotEnoughMemory(problem=text),
         "machine": lambda: BadMachineSetting(problem=text),

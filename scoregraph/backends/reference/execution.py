@@ -12,7 +12,7 @@ from torch import Tensor
 from scoregraph.backends.protocol import Cancel, Progress
 from scoregraph.backends.reference.frame import Frame
 from scoregraph.backends.reference.ops import OPS
-from scoregraph.errors import Cancelled, InternalFault
+from scoregraph.errors import Cancelled, LoopUnfinished
 from scoregraph.plan.schema import Call, Plan, Segment
 
 
@@ -63,7 +63,7 @@ class Run:
         self.total -= (repeat.limit - rounds) * self._row_count(segment)
         if repeat.strict and bool(active.any()):
             unfinished = int(active.reshape(len(self.seeds), -1).any(dim=1).sum())
-            raise InternalFault(problem=f"{segment.name}: {unfinished} samples are unfinished after {rounds} rounds")
+            raise LoopUnfinished(loop=segment.name, rounds=rounds, unfinished=unfinished, samples=len(self.seeds))
 
     def _rows(self, segment: Segment, round_: int) -> None:
         for row in range(self._row_count(segment)):
