@@ -312,3 +312,37 @@ class ReservedName(ScoregraphError):
     title = "reserved name"
     message = "an input cannot be named {name!r}, which is an argument of plan.run"
     cure = "give it another name, for example {name}_value"
+
+
+class NoLearnedVariance(ScoregraphError):
+    """A sampler with a learned variance reads, besides the prediction, what the network says of its variance. Only
+    networks that were trained so answer it, and say it: ``sg.models.from_module(module, …, variance=True)``."""
+
+    code = "SG131"
+    title = "no learned variance"
+    message = "{sampler} reads a learned variance, and {net} says none"
+    cure = 'take a fixed variance, such as sg.samplers.ddpm(variance="fixed_small")'
+
+
+class StepNotTaken(ScoregraphError):
+    """What a step makes can be changed, or asked for its probability, once the step is there::
+
+    step.advance(sg.samplers.ddim(eta=1.0), pred)
+    step.inpaint(known, mask, noise)
+    g.emit("log_prob", step.log_prob)
+    """
+
+    code = "SG132"
+    title = "no step yet"
+    message = "the state of the loop {loop!r} has not been moved yet, {what} comes after that"
+    cure = "write step.advance(sampler, pred) above this line"
+
+
+class DeterministicStep(ScoregraphError):
+    """Only a step that draws noise has a log-probability. The step of an ordinary differential equation goes to one
+    point with certainty."""
+
+    code = "SG133"
+    title = "step without noise"
+    message = "{sampler} draws no noise, so its steps have no log-probability"
+    cure = "take a stochastic sampler, such as sg.samplers.ddim(eta=1.0)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from scoregraph.graph.nodes import Loop, LoopVar, Node, SamplerStep, Score, StepTime, While
+from scoregraph.graph.nodes import Inpaint, Loop, LoopVar, Node, SamplerStep, Score, StepTime, While
 
 if TYPE_CHECKING:
     from scoregraph.graph.graph import Graph
@@ -84,10 +84,17 @@ def scopes(graph: Graph) -> dict[Node, str | None]:
 
 
 def step_of(loop: Loop | While) -> SamplerStep:
-    """The step that moves the state of a loop: the first of its results."""
-    first = loop.results[0]
-    assert isinstance(first, SamplerStep), "the rules of the stage 'built' hold"
+    """The step that moves the state of a loop: the first of its results, or what that puts known parts into."""
+    first = moved_by(loop.results[0])
+    assert first is not None, "the rules of the stage 'built' hold"
     return first
+
+
+def moved_by(result: Node) -> SamplerStep | None:
+    """The step behind a result of a loop."""
+    while isinstance(result, Inpaint):
+        result = result.state
+    return result if isinstance(result, SamplerStep) else None
 
 
 def scores(graph: Graph) -> tuple[Score, ...]:

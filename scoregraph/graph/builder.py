@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from scoregraph.errors import (
     ChooseHead,
+    DeterministicStep,
     DuplicateName,
     ForeignStep,
     Location,
@@ -33,6 +34,7 @@ from scoregraph.errors import (
     ReservedName,
     ScoregraphError,
     StepAdvancedTwice,
+    StepNotTaken,
     UnknownName,
     UnstatedGuidanceScale,
     UntypedInput,
@@ -42,6 +44,7 @@ from scoregraph.errors import (
     here,
 )
 from scoregraph.graph import nodes as n
+from scoregraph.graph.analysis import moved_by
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.nodes import Node
 from scoregraph.graph.prediction import Prediction
@@ -49,7 +52,7 @@ from scoregraph.graph.rules import carried, expect, family
 from scoregraph.graph.samplers import Sampler
 from scoregraph.graph.schedules import Schedule
 from scoregraph.graph.spec import Spec
-from scoregraph.graph.values import Array, Carry, Cond, CondInput, Latent, NetRef, Pred, Time, Tokens, ValueType
+from scoregraph.graph.values import Array, Carry, Cond, CondInput, Latent, NetRef, Pred, Scalar, Time, Tokens, ValueType
 from scoregraph.graph.verify import verify
 
 N = TypeVar("N", bound=Node)
@@ -140,6 +143,14 @@ class GraphBuilder:
             )
         return self.node(n.Noise, kind, self.site())
 
+    def constant(self, value: float, type: Latent | Array | Scalar) -> n.Constant:
+        """A value of which every element is ``value``: where a sum that a loop carries starts, for example."""
+        return self.node(n.Constant, float(value), type)
+
+    def renoise(self, clean: Operand, noise: Node) -> n.Renoise:
+        """Where a loop starts from a clean sample (img2img): its schedule begins at the noise level that is wanted."""
+        return self.node(n.Renoise, self.use(clean), self.use(noise))
+
     # --- loops ---
 
     def loop(self, schedule: Spec, *init: Operand, name: str | None = None) -> Step:
@@ -154,15 +165,12 @@ class GraphBuilder:
         """What a network says about the state of a loop (or about ``x``) under a condition."""
         ref = self._net(net)
         self.check_step(step)
-        if cond is None:
-            if ref.conds:
-                raise MissingCondition(net=ref.name, missing=ref.conds[0].name, where=here())
-            cond = n.Condition(ref, ())
+        given = self._cond(ref, cond)
         if isinstance(step.schedule, Schedule) and isinstance(ref.latent, Latent):
             step.schedule.check_network(ref.time, ref.latent.space, where=here())
         state = step.x if x is None else self.use(x)
         time = None if ref.time == "none" else step.time
-        return self.node(n.Score, ref, state, time, (self.use(cond),))
+        return self.node(n.Score, ref, state, time, (given,))
 
     def fuse(
         self, guidance: Spec | float, *preds: Node, grads: tuple[Node, ...] = (), scale: Operand | None = None
@@ -179,19 +187,56 @@ class GraphBuilder:
         self.check_step(step)
         return self.node(n.Convert, to, self.use(pred), step.x, step.time)
 
+    def correct(self, rule: Spec, pred: Node, step: Step) -> n.Correct:
+        """The prediction whose clean sample is what a correction (a clamp, say) makes of that of ``pred``."""
+        self.check_step(step)
+        return self.node(n.Correct, rule, self.use(pred), step.x, step.time)
+
+    def divergence(
+        self, net: HasRef | NetRef, step: Step, cond: Node | None = None, probe: Node | None = None
+    ) -> n.Divergence:
+        """How fast a network's flow thins out density at the state: the prediction that moves a carried log-density.
+
+        Exact without a ``probe``; with one, Hutchinson's estimate from those unit normals.
+        """
+        self.check_step(step)
+        ref = self._net(net)
+        given = self._cond(ref, cond)
+        return self.node(n.Divergence, ref, step.x, step.time, given, None if probe is None else self.use(probe))
+
     def energy(
         self,
         energy: Spec,
         step: Step,
-        *values: Node,
+        *values: Operand,
         pred: Node | None = None,
         net: HasRef | NetRef | None = None,
     ) -> n.EnergyGrad:
         """The gradient of an energy in the state of a loop, or in the clean sample that ``pred`` implies."""
         self.check_step(step)
         ref = None if net is None else self._net(net)
-        used = tuple(self.use(value) for value in values)
+        used = self._energy_values(ref, values)
         return self.node(n.EnergyGrad, energy, step.x, step.time, None if pred is None else self.use(pred), ref, used)
+
+    def log_prob(self, step: Node) -> n.LogProb:
+        """log p(x' | x) of a stochastic step, per sample: what ``step.advance`` returned, inside its loop."""
+        moved = moved_by(self.use(step))
+        if moved is not None:
+            self._check_draws(moved)
+        return self.node(n.LogProb, moved or self.use(step))
+
+    def norm(self, a: Operand, b: Operand | None = None) -> n.Norm:
+        """The Euclidean length of a value, or of the difference of two, per sample."""
+        return self.node(n.Norm, self.use(a), None if b is None else self.use(b))
+
+    def validate(self, energy: Spec, x: Operand, *values: Operand, net: HasRef | NetRef | None = None) -> n.Energy:
+        """What an energy says of a finished sample: a number per sample, which ``within`` compares with a limit."""
+        ref = None if net is None else self._net(net)
+        return self.node(n.Energy, energy, self.use(x), ref, self._energy_values(ref, values))
+
+    def within(self, value: Node, limit: float) -> n.Within:
+        """Which samples have a number of at most ``limit``."""
+        return self.node(n.Within, self.use(value), float(limit))
 
     def eligible(self, rule: Spec, tokens: Node) -> n.Eligible:
         """The positions a select rule may still write."""
@@ -302,6 +347,32 @@ class GraphBuilder:
             return self.node(n.Constant, float(value), Array(cond.dtype, cond.shape))
         return self.use(value)
 
+    def _cond(self, ref: NetRef, cond: Node | None) -> Node:
+        """The condition a network is asked under; a network without conditions needs none."""
+        if cond is not None:
+            return self.use(cond)
+        if ref.conds:
+            raise MissingCondition(net=ref.name, missing=ref.conds[0].name, where=here())
+        return n.Condition(ref, ())
+
+    def _energy_values(self, ref: NetRef | None, values: tuple[Operand, ...]) -> tuple[Node, ...]:
+        """The values of an energy; those of its network take their types from there."""
+        conds = () if ref is None else ref.conds
+        typed = [self._given(ref, cond, value) for cond, value in zip(conds, values, strict=False) if ref is not None]
+        return (*typed, *(self.use(value) for value in values[len(typed) :]))
+
+    def _check_draws(self, step: n.SamplerStep) -> None:
+        """The sampler of a step adds noise on its schedule."""
+        schedule = next((body.schedule for body in self.open if body.name in step.free), None)
+        rule, answer = step.rule, step.preds[0].type
+        if not (isinstance(rule, Sampler) and isinstance(schedule, Schedule) and isinstance(answer, Pred)):
+            return
+        draws = rule.learns_variance
+        if not (draws or rule.adaptive) and isinstance(answer.prediction, Prediction):
+            draws = rule.table(schedule, answer.prediction, "none", answer.latent.space).uses_noise
+        if not draws:
+            raise DeterministicStep(sampler=rule, where=here())
+
     def _bound(self, value: UnboundInput) -> n.Input | UnboundInput:
         """What an input has become by now."""
         if value.builder is not self:
@@ -391,26 +462,51 @@ class Step:
             raise WrongOperand(operand="time", expected="that of a loop over a schedule", got="a while", where=here())
         return self.builder.node(n.StepTime, self.name)
 
-    def advance(self, rule: Spec, pred: Node) -> n.SamplerStep:
-        """Move the state by a sampler and a prediction (latents), or by a select rule and logits (tokens)."""
+    def advance(self, rule: Spec, pred: Node, *, index: int = 0) -> n.SamplerStep:
+        """Move the state by a sampler and a prediction (latents), or by a select rule and logits (tokens).
+
+        ``index`` is the number of the carried value that moves: 0 is the state; another may move beside it. A sampler
+        that chooses its own steps makes the loop a while, which ends when every sample is at the end of the schedule.
+        """
         builder, where = self.builder, here()
         builder.check_step(self)
-        self._check_unset(0)
+        self._check_index(index, lowest=0)
+        self._check_unset(index)
         time = None if self.schedule is None else self.time
-        step = builder.node(n.SamplerStep, rule, self.x, (builder.use(pred),), time, builder.site())
+        step = builder.node(n.SamplerStep, rule, self.vars[index], (builder.use(pred),), time, builder.site())
         moved = step.preds[0].type
         prediction = moved.prediction if isinstance(moved, Pred) else None
         if isinstance(rule, Sampler) and isinstance(self.schedule, Schedule) and isinstance(prediction, Prediction):
             rule.check(self.schedule, prediction, where)
-        self._results[0] = step
+        self._results[index] = step
         return step
+
+    def inpaint(self, known: Operand, mask: Operand, noise: Node) -> n.Inpaint:
+        """Put the known part back after the step: where ``mask`` is 0, the state is ``known`` at its noise level."""
+        builder = self.builder
+        builder.check_step(self)
+        moved = self._moved("inpainting")
+        kept = builder.node(n.Inpaint, moved, builder.use(known), builder.use(mask), builder.use(noise), self.time)
+        self._results[0] = kept
+        return kept
+
+    @property
+    def log_prob(self) -> n.LogProb:
+        """log p(x' | x) of the step this loop takes, per sample."""
+        self.builder.check_step(self)
+        return self.builder.log_prob(self._moved("its log-probability"))
+
+    def _moved(self, what: str) -> Node:
+        """What the state has become in this body."""
+        moved = self._results[0]
+        if moved is None:
+            raise StepNotTaken(loop=self.name, what=what, where=here())
+        return moved
 
     def carry(self, index: int, value: Node) -> None:
         """Set a carried value other than the state for the next step; without this it stays as it is."""
         self.builder.check_step(self)
-        if not 0 < index < len(self._results):
-            known = [str(i) for i in range(1, len(self._results))]
-            raise UnknownName(kind=f"carried value of {self.name}", name=str(index), known=known, where=here())
+        self._check_index(index, lowest=1)
         self._check_unset(index)
         self._results[index] = self.builder.use(value)
 
@@ -447,14 +543,25 @@ class Step:
         if self._results[0] is None:
             raise LoopWithoutStep(loop=self.name, missing="step.advance(sampler, pred)", where=self.where)
         results = tuple(kept if kept is not None else var for kept, var in zip(self._results, self.vars, strict=True))
+        builder, emits = self.builder, tuple(self.emits)
+        step = moved_by(results[0])
+        rule = None if step is None else step.rule
+        if isinstance(rule, Sampler) and rule.adaptive and self.schedule is not None:
+            going = builder.node(n.Unfinished, self.time)
+            limit = rule.options()["max_rounds"]
+            self._loop = builder.node(n.While, self.name, limit, self._init, results, going, emits, self.schedule)
+            return
         if self.max_iters is None:
-            self._loop = self.builder.node(n.Loop, self.name, self.schedule, self._init, results, tuple(self.emits))
+            self._loop = builder.node(n.Loop, self.name, self.schedule, self._init, results, emits)
             return
         if self._active is None:
             raise LoopWithoutStep(loop=self.name, missing="step.go_on(mask)", where=self.where)
-        self._loop = self.builder.node(
-            n.While, self.name, self.max_iters, self._init, results, self._active, tuple(self.emits)
-        )
+        self._loop = builder.node(n.While, self.name, self.max_iters, self._init, results, self._active, emits)
+
+    def _check_index(self, index: int, lowest: int) -> None:
+        if not lowest <= index < len(self._results):
+            known = [str(i) for i in range(lowest, len(self._results))]
+            raise UnknownName(kind=f"carried value of {self.name}", name=str(index), known=known, where=here())
 
     def _check_unset(self, index: int) -> None:
         if self._results[index] is not None:

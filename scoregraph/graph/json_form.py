@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, c
 
 from scoregraph.errors import GraphFile, Location, ScoregraphError
 from scoregraph.graph.graph import Graph
-from scoregraph.graph.nodes import KINDS, Node, field_kinds
+from scoregraph.graph.nodes import KINDS, Node, field_kinds, spec_families
 from scoregraph.graph.spec import Spec
 from scoregraph.graph.table import StepTable
 from scoregraph.graph.values import (
@@ -84,6 +84,9 @@ class TableJson(Json):
     registers: tuple[str, ...]
     branches: int
     init_scale: float
+    estimates: int = 0
+    outputs: int = 0
+    forms: int = 0
 
 
 class OutputJson(Json):
@@ -137,6 +140,8 @@ class NetJson(Json):
     conds: tuple[CondJson, ...] = ()
     heads: tuple[HeadJson, ...] = ()
     width: int | None = None
+    energy: bool = False
+    variance: bool = False
 
 
 def _node_models() -> list[Any]:
@@ -148,6 +153,8 @@ def _node_models() -> list[Any]:
         "net": str,
         "net?": str | None,
         "table?": int | None,
+        "spec": SpecJson,
+        "spec?": SpecJson | None,
         "type": TypeJson,
         "latent": TYPE_MODELS["Latent"],
         "str": str,
@@ -159,7 +166,7 @@ def _node_models() -> list[Any]:
         defaults = {f.name: f.default for f in fields(cls) if f.init}
         shown: dict[str, Any] = {"op": (Literal[op], ...)}
         for name, kind in field_kinds(cls).items():
-            python_type = SpecJson if kind.startswith("spec:") else python[kind]
+            python_type = python[kind.partition(":")[0].rstrip("?") + "?" * kind.endswith("?")]
             shown[name] = (python_type, ... if defaults[name] is MISSING else defaults[name])
         shown["at"] = (PlaceJson | None, None)
         models.append(create_model(f"{cls.__name__}Node", __base__=Json, **shown))
@@ -259,6 +266,8 @@ def _net_dict(net: NetRef) -> dict[str, Any]:
         "conds": tuple({f.name: getattr(cond, f.name) for f in fields(cond)} for cond in net.conds),
         "heads": tuple({f.name: getattr(head, f.name) for f in fields(head)} for head in net.heads),
         "width": net.width,
+        "energy": net.energy,
+        "variance": net.variance,
     }
 
 
@@ -314,7 +323,7 @@ class _Reader:
         if value is None:
             return None
         if kind.startswith("spec:"):
-            return _spec(kind.removeprefix("spec:").split("|"), value)
+            return _spec(spec_families(kind), value)
         return self._plain_field(kind.rstrip("?"), value)
 
     def _plain_field(self, kind: str, value: Any) -> Any:
@@ -352,7 +361,7 @@ def _made(what: str, make: Callable[[], T]) -> T:
         raise GraphFile(problem=f"{what}: {error}") from None
 
 
-def _spec(families: list[str], spec: SpecJson) -> Spec:
+def _spec(families: tuple[str, ...], spec: SpecJson) -> Spec:
     family = next((f for f in families if spec.name in Spec.registry.get(f, {})), families[0])
     return Spec.make(family, spec.name, {key: _tupled(value) for key, value in spec.options.items()})
 
@@ -367,7 +376,7 @@ def _type(shown: Any) -> Any:
     for f in fields(cls):
         value = getattr(shown, f.name)
         if isinstance(value, SpecJson):
-            value = _spec(["prediction"], value)
+            value = _spec(("prediction",), value)
         values[f.name] = _type(value) if hasattr(value, "type") else value
     return cls(**values)
 
@@ -380,9 +389,11 @@ def _net(net: NetJson) -> NetRef:
         name=net.name,
         fingerprint=net.fingerprint,
         latent=latent,
-        prediction=None if net.prediction is None else _spec(["prediction"], net.prediction),
+        prediction=None if net.prediction is None else _spec(("prediction",), net.prediction),
         time=net.time,
         conds=tuple(CondInput(**cond.model_dump()) for cond in net.conds),
         heads=tuple(HeadRef(**head.model_dump()) for head in net.heads),
         width=net.width,
+        energy=net.energy,
+        variance=net.variance,
     )

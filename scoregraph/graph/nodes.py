@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar
 
+from scoregraph.errors import WrongOperand
 from scoregraph.graph import rules
 from scoregraph.graph import values as v
 from scoregraph.graph.spec import Spec
@@ -30,7 +31,9 @@ Guidance: TypeAlias = Spec
 Prediction: TypeAlias = Spec
 Select: TypeAlias = Spec
 Policy: TypeAlias = Spec
-Energy: TypeAlias = Spec
+EnergyTerm: TypeAlias = Spec
+Correction: TypeAlias = Spec
+Formula: TypeAlias = Spec
 
 FIELD_KINDS = {
     "Node": "node",
@@ -50,7 +53,10 @@ FIELD_KINDS = {
     "Prediction": "spec:prediction",
     "Select": "spec:select",
     "Policy": "spec:cache",
-    "Energy": "spec:energy",
+    "EnergyTerm": "spec:energy",
+    "Correction": "spec:correction",
+    "Formula | None": "spec:formula?",
+    "Schedule | None": "spec:schedule?",
 }
 """What a field holds, by its annotation. ``?`` may be None; ``spec:`` names the families that fit."""
 
@@ -79,6 +85,11 @@ def field_kinds(cls: type[Node]) -> dict[str, str]:
     return {f.name: FIELD_KINDS[str(f.type)] for f in fields(cls) if f.init}
 
 
+def spec_families(kind: str) -> tuple[str, ...]:
+    """The families of specs that fit into a field of a kind ``spec:…``."""
+    return tuple(kind.removeprefix("spec:").rstrip("?").split("|"))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Node(metaclass=Interned):
     """Base of all nodes. ``type`` is the type of the value; ``free`` names the loops whose variables it depends on."""
@@ -96,7 +107,8 @@ class Node(metaclass=Interned):
         for name, kind in field_kinds(self.__class__).items():
             value = getattr(self, name)
             if kind.startswith("spec:"):
-                rules.family(value, kind.removeprefix("spec:").split("|"))
+                if value is not None or not kind.endswith("?"):
+                    rules.family(value, spec_families(kind))
             elif kind == "nodes":
                 object.__setattr__(self, name, tuple(value))
             elif isinstance(value, NetRef) and value.prediction is not None:
@@ -157,6 +169,20 @@ def types(nodes: tuple[Node, ...]) -> list[ValueType]:
     return [node.type for node in nodes]
 
 
+def scores_of(pred: Node) -> Iterator[Score | Divergence]:
+    """The evaluations of networks behind a prediction: through guidance, conversions, corrections and caches."""
+    match pred:
+        case Score() | Divergence():
+            yield pred
+        case FusedScore(preds=preds):
+            for branch in preds:
+                yield from scores_of(branch)
+        case Convert(pred=inner) | Correct(pred=inner) | Cache(value=inner) | HeadDecode(x=inner):
+            yield from scores_of(inner)
+        case _:
+            return
+
+
 # --- The kinds: what enters ---------------------------------------------------------------------
 
 
@@ -173,13 +199,13 @@ class Input(Node, op="input"):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Constant(Node, op="constant"):
-    """A raw value of which every element is ``value``, the same for every sample."""
+    """A value of which every element is ``value``, the same for every sample: raw, or what a loop carries."""
 
     value: float
     of: ValueType
 
-    def _result(self) -> v.Array:
-        return rules.expect("a constant", self.of, v.Array)
+    def _result(self) -> ValueType:
+        return rules.expect("a constant", self.of, v.Array, Latent, v.Scalar)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -202,6 +228,17 @@ class Noise(Node, op="noise"):
 
     def _result(self) -> v.Noise:
         return v.Noise(self.latent)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Renoise(Node, op="renoise"):
+    """The start of a loop from a clean sample ``x`` (img2img): alpha x + sigma noise, where its schedule starts."""
+
+    x: Node
+    noise: Node
+
+    def _result(self) -> v.Start:
+        return rules.renoise(self.x.type, self.noise.type)
 
 
 # --- What moves --------------------------------------------------------------------------------
@@ -262,10 +299,41 @@ class Convert(Node, op="convert"):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EnergyGrad(Node, op="energy_grad"):
-    """The gradient of an energy in x, or in the clean sample that ``pred`` implies; ``net`` is a classifier."""
+class Correct(Node, op="correct"):
+    """The prediction whose clean sample is what the rule makes of that of ``pred``: x0 := rule(x0)."""
 
-    energy: Energy
+    rule: Correction
+    pred: Node
+    x: Node
+    time: Node
+
+    def _result(self) -> v.Pred:
+        return rules.correct(self.rule, self.pred.type, self.x.type, self.time.type)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Divergence(Node, op="divergence"):
+    """How fast the probability-flow ODE of a network thins out density at x: -div eps(X), with X = x / alpha.
+
+    It is the prediction by which the same sampler moves log p beside x. Exact (the trace of the Jacobian), or
+    Hutchinson's estimate from one ``probe`` of unit normals: -probe . J probe.
+    """
+
+    net: NetRef
+    x: Node
+    time: Node
+    cond: Node
+    probe: Node | None = None
+
+    def _result(self) -> v.Pred:
+        return rules.divergence(self.net, self.x.type, self.time.type, self.cond.type, self.probe and self.probe.type)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EnergyGrad(Node, op="energy_grad"):
+    """The gradient of an energy in x, or in the clean sample that ``pred`` implies; ``net`` computes the energy."""
+
+    energy: EnergyTerm
     x: Node
     time: Node
     pred: Node | None = None
@@ -276,7 +344,7 @@ class EnergyGrad(Node, op="energy_grad"):
         rules.expect("time of the energy", self.time.type, v.Time)
         if self.pred is not None:
             rules.expect("prediction of the energy", self.pred.type, v.Pred)
-        return v.Grad(rules.expect("x of the energy", self.x.type, Latent))
+        return v.Grad(rules.energy(self.net, self.x.type, types(self.values)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -297,8 +365,8 @@ class SamplerStep(Node, op="step"):
     """One step of a sampler on latents, or of a select rule on tokens.
 
     Without a table it takes one prediction and means what the rule means on the loop's schedule. With one, it is, row
-    by row, ``R' = A R + B m + C z`` (docs/plan-format.md), where m are all branches of ``preds`` in order and z is
-    drawn at ``site``.
+    by row, ``R' = A R + B m + C z`` (docs/plan-format.md), where m are all branches of ``preds`` in order, then what a
+    network says of its variance, and z is drawn at ``site``. A formula adds what is not linear; it reads ``extras``.
     """
 
     rule: Step
@@ -307,12 +375,35 @@ class SamplerStep(Node, op="step"):
     time: Node | None
     site: int
     table: StepTable | None = None
+    formula: Formula | None = None
+    extras: tuple[Node, ...] = ()
 
     def _result(self) -> Latent | Tokens:
         if self.time is not None:
             rules.expect(f"time of {self.rule}", self.time.type, v.Time)
-        branches = 1 if self.table is None else self.table.branches
+        learned = bool(getattr(self.rule, "learns_variance", False))
+        if learned:
+            rules.says_variance(self.rule, [score.net for pred in self.preds for score in scores_of(pred)])
+        branches = 1 if self.table is None else self.table.branches - learned
         return rules.step(self.rule, self.state.type, types(self.preds), branches)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inpaint(Node, op="inpaint"):
+    """The state after a step, with the known part put back: mask * state + (1 - mask) * (alpha' known + sigma' noise).
+
+    ``known`` is clean, ``mask`` is 1 where the state is generated and 0 where it is known, and (alpha', sigma') is the
+    point at which the step ends.
+    """
+
+    state: Node
+    known: Node
+    mask: Node
+    noise: Node
+    time: Node
+
+    def _result(self) -> Latent:
+        return rules.inpaint(self.state.type, self.known.type, self.mask.type, self.noise.type, self.time.type)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -337,6 +428,69 @@ class Cache(Node, op="cache"):
         return self.value.type
 
 
+# --- Numbers about a sample ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogProb(Node, op="log_prob"):
+    """log p(x' | x) of a stochastic step: the log-density of what it drew, over all elements of a sample; 0 in a row
+    that draws nothing."""
+
+    step: Node
+
+    def _result(self) -> v.Scalar:
+        if not isinstance(self.step, SamplerStep) or not isinstance(self.step.type, Latent):
+            raise WrongOperand(operand="the step of a log-probability", expected="a step on latents", got=self.step.op)
+        return v.Scalar("per-sample")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Norm(Node, op="norm"):
+    """The Euclidean length of ``a``, or of ``a - b``, over all elements of a sample."""
+
+    a: Node
+    b: Node | None = None
+
+    def _result(self) -> v.Scalar:
+        return rules.norm(self.a.type, self.b and self.b.type)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Energy(Node, op="energy"):
+    """The value of an energy at a clean sample, times its scale: a validator. A network is asked at time 0."""
+
+    energy: EnergyTerm
+    x: Node
+    net: NetRef | None = None
+    values: tuple[Node, ...] = ()
+
+    def _result(self) -> v.Scalar:
+        rules.energy(self.net, self.x.type, types(self.values))
+        return v.Scalar("per-sample")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Within(Node, op="within"):
+    """Whether a number about a sample is at most ``limit``."""
+
+    value: Node
+    limit: float
+
+    def _result(self) -> v.Mask:
+        return rules.within(self.value.type)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Unfinished(Node, op="unfinished"):
+    """Whether a sample has not yet reached the end of its schedule, in a loop whose sampler chooses its own steps."""
+
+    time: Node
+
+    def _result(self) -> v.Mask:
+        rules.expect("time of the loop", self.time.type, v.Time)
+        return v.Mask(())
+
+
 # --- Loops and what leaves ---------------------------------------------------------------------
 
 
@@ -359,7 +513,10 @@ class Loop(Node, op="loop"):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class While(Node, op="while"):
-    """A loop that goes on while ``active`` holds anywhere at the start of a step, for at most ``max_iters`` steps."""
+    """A loop that goes on while ``active`` holds anywhere at the start of a step, for at most ``max_iters`` steps.
+
+    With a schedule, its sampler chooses its own steps between the ends of the schedule, for every sample by itself.
+    """
 
     name: str
     max_iters: int
@@ -367,6 +524,7 @@ class While(Node, op="while"):
     results: tuple[Node, ...]
     active: Node
     emits: tuple[Node, ...] = ()
+    schedule: Schedule | None = None
 
     def _result(self) -> v.Carry:
         rules.expect(f"condition of the loop {self.name}", self.active.type, v.Mask)

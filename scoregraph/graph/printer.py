@@ -21,6 +21,13 @@ BODY_FIELDS = ("results", "active", "emits")
 """The fields of a loop that belong to its body, written on the ``yield`` line."""
 
 
+NET_FLAGS = ("energy", "variance")
+"""Properties of a network that are written as a word when they hold."""
+
+TABLE_SIZES = ("estimates", "outputs", "forms")
+"""Sizes of a table that are written when they are not 0."""
+
+
 @cache
 def layout(cls: type[Node]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The fields that are written in order, and those that are written by name, with their defaults.
@@ -152,7 +159,7 @@ def _net_lines(net: NetRef) -> list[str]:
     lines += [f"  head {word(head.name)} : [{'x'.join(map(str, head.shape))}]" for head in net.heads]
     if net.width is not None:
         lines.append(f"  width {net.width}")
-    return lines
+    return lines + [f"  {flag}" for flag in NET_FLAGS if getattr(net, flag)]
 
 
 def _table_lines(number: int, table: StepTable) -> list[str]:
@@ -160,4 +167,5 @@ def _table_lines(number: int, table: StepTable) -> list[str]:
     grid = [table.columns, *(tuple(repr(float(value)) for value in row) for row in table.rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*grid, strict=True)]
     lines = ("  | " + " | ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in grid)
-    return [f"{head} init_scale={table.init_scale!r}", *lines]
+    sizes = "".join(f" {size}={getattr(table, size)}" for size in TABLE_SIZES if getattr(table, size))
+    return [f"{head} init_scale={table.init_scale!r}{sizes}", *lines]

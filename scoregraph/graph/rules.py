@@ -12,6 +12,7 @@ from scoregraph.errors import (
     DiscreteInContinuous,
     MissingCondition,
     MixedPredictions,
+    NoLearnedVariance,
     NoUnconditionalBranch,
     ShapeMismatch,
     SpaceMismatch,
@@ -19,6 +20,7 @@ from scoregraph.errors import (
     WrongOperand,
     WrongSpec,
 )
+from scoregraph.graph.prediction import Eps
 from scoregraph.graph.spec import Spec
 from scoregraph.graph.values import (
     Array,
@@ -34,6 +36,7 @@ from scoregraph.graph.values import (
     Noise,
     Pred,
     Scalar,
+    Start,
     Time,
     Tokens,
     ValueType,
@@ -49,7 +52,9 @@ FAMILY_HELP = {
     "prediction": "predictions are in sg.predictions: g.convert(pred, step, sg.predictions.x0())",
     "select": "select rules are in sg.select",
     "cache": "cache policies are specs of the family 'cache'",
-    "energy": "energies are specs of the family 'energy'",
+    "energy": "energies are in sg.energies: g.energy(sg.energies.classifier(2.0), step, label, net=classifier)",
+    "correction": "corrections are in sg.corrections: g.correct(sg.corrections.clamp(), pred, step)",
+    "formula": "a formula is made by a pass, from a rule",
 }
 
 
@@ -121,6 +126,8 @@ def condition(net: NetRef, values: Sequence[ValueType]) -> Cond:
 
 def score(net: NetRef, x: ValueType, time: ValueType | None, conds: Sequence[ValueType]) -> Pred | Logits | Hidden:
     """A network reads a state of its own kind, the time unless it has none, and one condition per branch."""
+    if net.energy:
+        raise WrongOperand(operand="the network of a score", expected="one that predicts", got=f"the energy {net.name}")
     same_state(f"x of {net.name}", net.latent, x)
     if time is not None:
         expect(f"time of {net.name}", time, Time)
@@ -137,7 +144,7 @@ def score(net: NetRef, x: ValueType, time: ValueType | None, conds: Sequence[Val
 def fuse(
     guidance: Spec, preds: Sequence[ValueType], grads: Sequence[ValueType], scale: ValueType | None
 ) -> Pred | Logits | Hidden:
-    """All branches say the same kind of thing; their number is what the rule weighs; gradients come on top of eps."""
+    """All branches say the same kind of thing; their number is what the rule weighs; gradients are of their latent."""
     answers = [expect(f"branch {i} of {guidance}", pred, Pred, Logits, Hidden) for i, pred in enumerate(preds)]
     expected: object = getattr(guidance, "branches", len(answers))
     got = sum(answer.branches for answer in answers)
@@ -149,8 +156,8 @@ def fuse(
             raise MixedPredictions(guidance=guidance, first=first, other=other)
     for grad in grads:
         gradient = expect("gradient", grad, Grad)
-        if not isinstance(first, Pred) or first.prediction.name not in ("eps", "score"):
-            raise WrongOperand(operand="a branch that gradients are added to", expected="an eps or a score", got=first)
+        if not isinstance(first, Pred):
+            raise WrongOperand(operand="a branch that gradients are added to", expected="a Pred", got=first)
         same_latent("gradient", first.latent, gradient.latent)
     if scale is not None:
         expect(f"scale of {guidance}", scale, Scalar)
@@ -186,6 +193,12 @@ def step(rule: Spec, state: ValueType, preds: Sequence[ValueType], branches: int
     return moved
 
 
+def says_variance(rule: Spec, nets: Sequence[NetRef]) -> None:
+    """A sampler with a learned variance reads it from the first network."""
+    if not nets or not nets[0].variance:
+        raise NoLearnedVariance(sampler=rule, net=nets[0].name if nets else "the network")
+
+
 def _step_answer(rule: Spec, state: Latent | Tokens, answer: ValueType) -> Pred | Logits:
     operand = f"prediction for {rule}"
     if isinstance(state, Latent):
@@ -207,6 +220,96 @@ def convert(to: Spec, pred: ValueType, x: ValueType, time: ValueType) -> Pred:
     same_latent("latent of the conversion", source.latent, expect("latent of the conversion", x, Latent))
     expect("time of the conversion", time, Time)
     return Pred(to, source.latent, source.branches)
+
+
+def correct(rule: Spec, pred: ValueType, x: ValueType, time: ValueType) -> Pred:
+    """A prediction of x stays what it is when the clean sample in it is corrected."""
+    corrected = expect(f"prediction for {rule}", pred, Pred)
+    same_latent(f"latent of {rule}", corrected.latent, expect(f"latent of {rule}", x, Latent))
+    expect(f"time of {rule}", time, Time)
+    return corrected
+
+
+def clean_sample(operand: str, latent: Latent, got: ValueType) -> None:
+    """A clean sample of a latent's kind: a latent, or the raw numbers of one."""
+    found = expect(operand, got, Latent, Array)
+    if isinstance(found, Latent):
+        same_latent(operand, latent, found)
+    else:
+        floats(operand, found)
+        same_shape(operand, latent.shape, found.shape)
+
+
+def floats(operand: str, array: Array) -> None:
+    """Raw numbers that a sampler can compute with."""
+    if array.dtype != "f32":
+        raise WrongOperand(operand=operand, expected=Array("f32", array.shape), got=array)
+
+
+def renoise(x: ValueType, noise: ValueType) -> Start:
+    """A clean sample and noise of one latent."""
+    latent = expect("noise of the start", noise, Noise).latent
+    clean_sample("clean sample of the start", latent, x)
+    return Start(latent)
+
+
+def inpaint(state: ValueType, known: ValueType, mask: ValueType, noise: ValueType, time: ValueType) -> Latent:
+    """Known parts are of the state's latent; the mask has its rank, and each of its sizes is the latent's, or 1."""
+    latent = expect("state of the inpainting", state, Latent)
+    clean_sample("known part of the inpainting", latent, known)
+    same_latent("noise of the inpainting", latent, expect("noise of the inpainting", noise, Noise).latent)
+    expect("time of the inpainting", time, Time)
+    array = expect("mask of the inpainting", mask, Array)
+    floats("mask of the inpainting", array)
+    sizes = zip(array.shape, latent.shape, strict=False)
+    if len(array.shape) != len(latent.shape) or any(size not in (1, full) for size, full in sizes):
+        same_shape("mask of the inpainting (or 1 for a size)", latent.shape, array.shape)
+    return latent
+
+
+def energy(net: NetRef | None, x: ValueType, values: Sequence[ValueType]) -> Latent:
+    """An energy reads a latent and raw values: those its network takes, if it has one."""
+    latent = expect("x of the energy", x, Latent)
+    if net is None:
+        for i, value in enumerate(values):
+            expect(f"value {i} of the energy", value, Array, Latent, Scalar)
+        return latent
+    if not net.energy:
+        raise WrongOperand(operand="the network of an energy", expected="an energy", got=f"the network {net.name}")
+    same_state(f"x of {net.name}", net.latent, latent)
+    if len(values) != len(net.conds) or values:
+        condition(net, values)
+    return latent
+
+
+def norm(a: ValueType, b: ValueType | None) -> Scalar:
+    """The length of one value, or of the difference of two of one shape."""
+    shape = _vector("value of a norm", a)
+    if b is not None:
+        same_shape("second value of a norm", shape, _vector("second value of a norm", b))
+    return Scalar("per-sample")
+
+
+def _vector(operand: str, value: ValueType) -> tuple[int, ...]:
+    found = expect(operand, value, Latent, Pred, Grad, Noise, Array)
+    if isinstance(found, Pred) and found.branches > 1:
+        raise WrongOperand(operand=operand, expected="a Pred of one branch", got=found)
+    return found.shape if isinstance(found, Latent | Array) else found.latent.shape
+
+
+def divergence(net: NetRef, x: ValueType, time: ValueType, cond: ValueType, probe: ValueType | None) -> Pred:
+    """How a network's flow stretches volume, as the prediction that moves a log-density: one number, in kappa space."""
+    pred = expect(f"answer of {net.name}", score(net, x, time if net.time != "none" else None, [cond]), Pred)
+    expect("time of the divergence", time, Time)
+    if probe is not None:
+        same_latent("probe of the divergence", pred.latent, expect("probe of the divergence", probe, Noise).latent)
+    return Pred(Eps(), Latent("kappa", (1,)))
+
+
+def within(value: ValueType) -> Mask:
+    """One yes or no per sample."""
+    expect("value to compare with a limit", value, Scalar)
+    return Mask(())
 
 
 def decode(net: NetRef, head: str, x: ValueType, rows: ValueType | None) -> Decoded | Logits:
@@ -231,8 +334,8 @@ def standalone(name: str, of: ValueType) -> ValueType:
 
 
 def carried(init: ValueType) -> ValueType:
-    """The type of a loop's variable that starts with ``init``: noise becomes a latent at the first noise level."""
-    return init.latent if isinstance(init, Noise) else init
+    """The type of a loop's variable that starts with ``init``: noise, alone or on a clean sample, becomes a latent."""
+    return init.latent if isinstance(init, Noise | Start) else init
 
 
 def loop(name: str, init: Sequence[ValueType], results: Sequence[ValueType]) -> Carry:

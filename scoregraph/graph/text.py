@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast, get_args
 
 from scoregraph.errors import Location, ScoregraphError
 from scoregraph.graph.graph import Graph
-from scoregraph.graph.nodes import KINDS, Loop, Node, While, field_kinds
-from scoregraph.graph.printer import BODY_FIELDS, layout
+from scoregraph.graph.nodes import KINDS, Loop, Node, While, field_kinds, spec_families
+from scoregraph.graph.printer import BODY_FIELDS, NET_FLAGS, TABLE_SIZES, layout
 from scoregraph.graph.printer import print_graph as print_graph
 from scoregraph.graph.spec import Spec
 from scoregraph.graph.table import StepTable
@@ -36,6 +36,9 @@ from scoregraph.graph.values import (
 from scoregraph.graph.verify import verify
 
 K = TypeVar("K")
+
+_NET_LINES = ("latent", "prediction", "time", "cond", "head", "width", *NET_FLAGS)
+"""How the lines below a network's own begin."""
 
 
 def parse(text: str) -> Graph:
@@ -103,7 +106,7 @@ class _Parser:
         found: dict[str, Any] = {}
         conds: list[CondInput] = []
         heads: list[HeadRef] = []
-        while self.lines and self.lines[0].peek.text in ("latent", "prediction", "time", "cond", "head", "width"):
+        while self.lines and self.lines[0].peek.text in _NET_LINES:
             part = self.lines.pop(0)
             key = part.name()
             if key in found:
@@ -119,6 +122,8 @@ class _Parser:
                 found[key] = part.choice(get_args(TimeConvention))
             elif key == "width":
                 found[key] = part.integer()
+            elif key in NET_FLAGS:
+                found[key] = True
             elif key == "cond":
                 conds.append(self.cond(part))
             else:
@@ -164,12 +169,19 @@ class _Parser:
         line.expect("init_scale")
         line.expect("=")
         init_scale = line.number()
+        sizes: dict[str, int] = {}
+        while line.peek.kind == "word":
+            size = line.choice(tuple(name for name in TABLE_SIZES if name not in sizes))
+            line.expect("=")
+            sizes[size] = line.integer()
         line.end()
         columns = cells(self.next("the columns of the table"), Line.name)
         rows: list[tuple[float, ...]] = []
         while self.starts("|"):
             rows.append(cells(self.lines.pop(0), Line.number))
-        self.tables[token.text] = placed(line, StepTable, columns, tuple(rows), tuple(registers), branches, init_scale)
+        self.tables[token.text] = placed(
+            line, StepTable, columns, tuple(rows), tuple(registers), branches, init_scale, **sizes
+        )
 
     # --- nodes ---
 
@@ -241,7 +253,7 @@ class _Parser:
         if kind.endswith("?") and line.peek.kind == "word" and line.accept("none"):
             return None
         if kind.startswith("spec:"):
-            return read_spec(line, tuple(kind.removeprefix("spec:").split("|")))
+            return read_spec(line, spec_families(kind))
         match kind.rstrip("?"):
             case "node":
                 return self.operand(line)

@@ -14,6 +14,7 @@ those of one sample; the batch is never written. A graph holds no tensors: a net
     | Cond      | an encoded condition of one network                         |
     | Grad      | the gradient of an energy with respect to a latent          |
     | Noise     | unit normals shaped like a latent, not yet at a noise level |
+    | Start     | a clean latent and noise, not yet at a noise level          |
     | Time      | where the loop stands on its schedule                       |
     | Mask      | one yes or no per position                                  |
     | Scalar    | one number: static, per step or per sample                  |
@@ -156,6 +157,13 @@ class Noise(ValueType):
 
 
 @dataclass(frozen=True)
+class Start(ValueType):
+    """A clean latent and noise for it. A loop mixes them at the point where its schedule starts: alpha x + sigma z."""
+
+    latent: Latent
+
+
+@dataclass(frozen=True)
 class Time(ValueType):
     """The point of the schedule at which a loop stands. Each network reads it in its own convention."""
 
@@ -192,7 +200,8 @@ class Carry(ValueType):
 
 
 TYPES: dict[str, type[ValueType]] = {
-    cls.__name__: cls for cls in (Latent, Tokens, Logits, Hidden, Pred, Cond, Grad, Noise, Time, Mask, Scalar, Decoded)
+    cls.__name__: cls
+    for cls in (Latent, Tokens, Logits, Hidden, Pred, Cond, Grad, Noise, Start, Time, Mask, Scalar, Decoded)
 }
 """The types that are written ``Name[fields]``, by name. ``Array`` and ``Carry`` have spellings of their own."""
 
@@ -242,6 +251,8 @@ class NetRef:
     ``fingerprint`` (16 hex digits) is that of the weights. ``latent`` is the type of the state it reads: ``Latent`` for
     continuous networks, whose ``prediction`` says what they answer; ``Tokens`` for discrete ones, which have no
     ``prediction`` and answer ``Logits``, or ``Hidden`` features of size ``width`` when the last layer is a head.
+    An ``energy`` reads a latent and answers one number per sample, E(x, t, *conds); it has no ``prediction`` either.
+    With ``variance`` a network says, behind its prediction, as many numbers again: the v of a learned variance.
     """
 
     name: str
@@ -252,9 +263,12 @@ class NetRef:
     conds: tuple[CondInput, ...] = ()
     heads: tuple[HeadRef, ...] = ()
     width: int | None = None
+    energy: bool = False
+    variance: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.latent, Latent) == (self.prediction is None):
+        predicts = isinstance(self.latent, Latent) and not self.energy
+        if predicts == (self.prediction is None) or (self.energy and isinstance(self.latent, Tokens)):
             raise IncompleteNetwork(net=self.name, latent=self.latent, prediction=self.prediction)
 
     def head(self, name: str) -> HeadRef | None:

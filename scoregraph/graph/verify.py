@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from scoregraph.errors import IllegalAtStage
-from scoregraph.graph.analysis import body, loops, roots_of_body, topological
+from scoregraph.graph.analysis import body, loops, moved_by, roots_of_body, topological
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.nodes import (
-    Cache,
-    Convert,
     Emit,
     FusedScore,
     Input,
@@ -30,7 +28,9 @@ from scoregraph.graph.nodes import (
     SamplerStep,
     Score,
     StepTime,
+    Unfinished,
     While,
+    scores_of,
 )
 from scoregraph.graph.printer import node_lines
 from scoregraph.graph.rules import carried
@@ -101,13 +101,13 @@ def _carries(graph: Graph) -> Iterator[Complaint]:
                     yield node, f"the loop {loop.name!r} carries {len(types)} value(s)"
                 elif node.of != types[node.index]:
                     yield node, f"the loop {loop.name!r} carries a {types[node.index]} there"
-        if isinstance(loop, While) and any(n == StepTime(loop.name) for n in body(loop)):
+        if isinstance(loop, While) and loop.schedule is None and StepTime(loop.name) in body(loop):
             yield loop, "a while has no schedule, so no time"
 
 
 def _steps(graph: Graph) -> Iterator[Complaint]:
     for loop in loops(graph).values():
-        if not isinstance(loop.results[0], SamplerStep):
+        if moved_by(loop.results[0]) is None:
             yield loop, "its state does not move: the first result is not a step"
         if not all(isinstance(node, Emit) for node in loop.emits):
             yield loop, "it emits a value without a name"
@@ -120,6 +120,23 @@ def _steps(graph: Graph) -> Iterator[Complaint]:
                 yield node, "a step on latents needs the time of its loop"
 
 
+def _adaptive(graph: Graph) -> Iterator[Complaint]:
+    timed = {name for name, loop in loops(graph).items() if isinstance(loop, While) and loop.schedule is not None}
+    for node in graph.nodes:
+        if isinstance(node, SamplerStep) and isinstance(node.time, StepTime) and isinstance(node.state.type, Latent):
+            if is_adaptive(node) and node.time.loop not in timed:
+                yield node, "its sampler chooses its own steps, so it belongs into a while over a schedule"
+            if not is_adaptive(node) and node.time.loop in timed:
+                yield node, "a while over a schedule needs a sampler that chooses its own steps"
+        if isinstance(node, Unfinished) and isinstance(node.time, StepTime) and node.time.loop not in timed:
+            yield node, "every step of a loop comes to its end at once"
+
+
+def is_adaptive(step: SamplerStep) -> bool:
+    """Whether the sampler of a step chooses its own steps; such a step has no table."""
+    return bool(getattr(step.rule, "adaptive", False))
+
+
 def _emits(graph: Graph) -> Iterator[Complaint]:
     recorded = {emit for loop in loops(graph).values() for emit in loop.emits}
     for node in graph.nodes:
@@ -130,9 +147,8 @@ def _emits(graph: Graph) -> Iterator[Complaint]:
 def _one_time(graph: Graph) -> Iterator[Complaint]:
     for node in graph.nodes:
         if isinstance(node, FusedScore | SamplerStep):
-            found = [_uncached(pred) for pred in node.preds]
-            times = {pred.time for pred in found if isinstance(pred, Score | Convert)}
-            if len(times) > 1:
+            times = {score.time for pred in node.preds for score in scores_of(pred)}
+            if len(times - {None}) > 1:
                 yield node, "its branches were scored at different times"
 
 
@@ -142,7 +158,8 @@ def _tabled(graph: Graph) -> Iterator[Complaint]:
         if not isinstance(node, SamplerStep) or not isinstance(node.state.type, Latent):
             continue
         if node.table is None:
-            yield node, "it has no table"
+            if not is_adaptive(node):
+                yield node, "it has no table"
         elif node.time is not None and rows.setdefault(node.time, len(node.table.rows)) != len(node.table.rows):
             yield node, f"its table has {len(node.table.rows)} rows, another of the same loop {rows[node.time]}"
 
@@ -165,12 +182,6 @@ def _batched(graph: Graph) -> Iterator[Complaint]:
             seen[call] = node
 
 
-def _uncached(node: Node) -> Node:
-    while isinstance(node, Cache):
-        node = node.value
-    return node
-
-
 BUILT = (
     Rule("there is something to compute", _outputs),
     Rule("names are unique", _names),
@@ -178,6 +189,7 @@ BUILT = (
     Rule("values stay in their loops", _scopes),
     Rule("loops carry what they say", _carries),
     Rule("every loop moves its state", _steps),
+    Rule("samplers that choose their steps have their own loops", _adaptive),
     Rule("what is emitted is recorded", _emits),
     Rule("branches meet at one time", _one_time),
 )

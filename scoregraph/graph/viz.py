@@ -9,7 +9,10 @@ from scoregraph.graph.graph import Graph
 from scoregraph.graph.nodes import (
     Condition,
     Constant,
+    Correct,
+    Divergence,
     Emit,
+    Energy,
     EnergyGrad,
     FusedScore,
     HeadDecode,
@@ -20,6 +23,7 @@ from scoregraph.graph.nodes import (
     SamplerStep,
     Score,
     While,
+    Within,
     field_kinds,
 )
 from scoregraph.graph.printer import numbering
@@ -30,6 +34,7 @@ SHAPES: dict[type[Node], str] = {
     Constant: "stadium",
     Score: "hexagon",
     HeadDecode: "hexagon",
+    Divergence: "hexagon",
     LoopVar: "circle",
     Emit: "flag",
 }
@@ -52,12 +57,18 @@ def label(node: Node) -> tuple[str, str]:
             what = name
         case Constant(value=value):
             what = f"{value:g}"
-        case FusedScore(guidance=rule) | SamplerStep(rule=rule) | EnergyGrad(energy=rule):
+        case FusedScore(guidance=rule) | SamplerStep(rule=rule) | Correct(rule=rule):
             what = f"{rule.name}\n{_options(rule.options())}".rstrip()
+        case EnergyGrad(energy=rule, net=net) | Energy(energy=rule, net=net):
+            of = "gradient of " if isinstance(node, EnergyGrad) else ""
+            what = f"{of}{rule.name}{f' by {net.name}' if net else ''}\n{_options(rule.options())}".rstrip()
+        case Within(limit=limit):
+            what = f"at most {limit:g}"
         case Loop(name=name, schedule=schedule):
             what = f"{name}: {schedule.name}\n{_options(schedule.options())}"
-        case While(name=name, max_iters=limit):
-            what = f"{name}: at most {limit} times"
+        case While(name=name, max_iters=limit, schedule=schedule):
+            over = f"{schedule.name}, " if schedule is not None else ""
+            what = f"{name}: {over}at most {limit} times"
         case Condition(net=net, values=()) if net.conds:
             what = f"{net.name} without condition"
         case HeadDecode(net=net, head=head):

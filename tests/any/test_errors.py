@@ -181,6 +181,13 @@ def infinite() -> None:
         step.advance(samplers.ddim(), g.score(net, step))
 
 
+class Learned(samplers.Sampler):
+    """A sampler that reads a learned variance."""
+
+    name = "learned_in_the_census"
+    learns_variance = True
+
+
 def zero_alpha() -> None:
     in_loop(lambda g, step, p: step.advance(samplers.ddim(), p), EPS, schedules.linear(3, "trailing", zero_snr=True))()
 
@@ -368,6 +375,9 @@ MISTAKES: dict[str, Callable] = {
     "SG128": lambda: NetRef("blank", "0", Latent("vp", (3,))),
     "SG129": another_builder,
     "SG130": lambda: sg.GraphBuilder("g").input("seed"),
+    "SG131": in_loop(lambda g, step, pred: step.advance(Learned(), pred)),
+    "SG132": in_loop(lambda g, step, pred: step.log_prob),
+    "SG133": in_loop(lambda g, step, pred: g.log_prob(step.advance(samplers.ddim(), pred))),
     "SG201": lambda: schedules.karras(steps=0),
     "SG202": lambda: schedules.karras(3, 80.0, 0.002),
     "SG203": lambda: schedules.linear(steps=2000).grid(),
