@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from scoregraph.passes.base import Fuel, Miss, PassResult
-from scoregraph.passes.plan.liveness import owner
+from scoregraph.passes.plan.liveness import owner, owner_of
 from scoregraph.plan.dims import Batch, dense_strides, parse_dim, view_strides
 from scoregraph.plan.draft import Draft
 from scoregraph.plan.schema import Buffer, Call, Plan, Segment, View
@@ -34,7 +34,7 @@ class ForwardCopies:
         fuel = fuel or Fuel()
         plan, misses = module.plan, list[Miss]()
         buffers = list(plan.buffers)
-        outside = {spec.buffer for spec in plan.inputs} | {_base(plan, spec.buffer) for spec in plan.outputs}
+        outside = _seen_outside(plan)
         readers, writers = _users(plan)
         segments: list[Segment] = []
         removed = 0
@@ -52,6 +52,9 @@ class ForwardCopies:
                     continue
                 maker = calls[maker_at]
                 assert maker is not None, "a call with a reader is kept"
+                if maker.variants != call.variants:
+                    misses.append(Miss("the copy is made in rows of other variants than its source", call.site))
+                    continue
                 role = STRIDED_OUT.get(maker.op)
                 if role is None:
                     misses.append(Miss(f"{maker.op} writes dense results only", call.site))
@@ -76,9 +79,11 @@ class ForwardCopies:
         return PassResult(Draft(plan, module.arrays), rewrites=removed, misses=tuple(misses))
 
 
-def _base(plan: Plan, number: int) -> int:
-    view = plan.buffers[number].view
-    return view.base if view else number
+def _seen_outside(plan: Plan) -> set[int]:
+    """The buffers that are read by others than calls: the caller, and loops that look whether to go on."""
+    conditions = [segment.repeat.active for segment in plan.segments if segment.repeat is not None]
+    numbers = [spec.buffer for spec in (*plan.inputs, *plan.outputs)]
+    return {owner_of(plan, number) for number in (*numbers, *conditions)}
 
 
 def _users(plan: Plan) -> tuple[dict[int, int], dict[int, list[tuple[int, int]]]]:

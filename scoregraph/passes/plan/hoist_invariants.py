@@ -2,6 +2,12 @@
 
 loop: e = silu(linear(label))   ──▶   e = silu(linear(label))
       y = net(x, e)                   loop: y = net(x, e)
+
+A call that only some rows make (of a variant), or a loop that may make no round at all, would not have run every time.
+It still may move: the operations that do are functions of their operands, so computing one early, or in vain, changes
+nothing, provided that nobody sees its result without it. Hence its buffers must be its own: not written elsewhere, nor
+in the loop by calls of other variants. (An embedding looks its index up once more often than asked: an index out of
+range, which is a mistake of the inputs anyway, is then reported even if no row uses it.)
 """
 
 from __future__ import annotations
@@ -10,12 +16,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from scoregraph.passes.base import Fuel, PassResult
-from scoregraph.passes.plan.liveness import owner
+from scoregraph.passes.plan.liveness import owner_of, reads, writes
 from scoregraph.plan.draft import Draft
 from scoregraph.plan.schema import Call, Plan, Segment
 
-PER_ROW = frozenset({"step_time", "step_input", "sampler_step", "noise"})
-"""Operations that read the current row of the loop's table."""
+PER_ROW = frozenset({"step_time", "step_input", "sampler_step", "noise", "gram", "quantile", "scalars", "record"})
+"""Operations that may read the current row of the loop's table, or that keep part of their result."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class HoistInvariants:
         plan, moved = module.plan, 0
         segments: list[Segment] = []
         for segment in plan.segments:
-            if segment.table is None:
+            if not segment.is_loop:
                 segments.append(segment)
                 continue
             invariant, varying = _split(plan, segment)
@@ -38,46 +44,51 @@ class HoistInvariants:
                 segments.append(segment)
                 continue
             moved += len(invariant)
-            if segments and segments[-1].table is None:
+            once = tuple(call.model_copy(update={"variants": ()}) for call in invariant)
+            if segments and not segments[-1].is_loop:
                 before = segments.pop()
-                segments.append(before.model_copy(update={"calls": before.calls + tuple(invariant)}))
+                segments.append(before.model_copy(update={"calls": before.calls + once}))
             else:
-                segments.append(Segment(name=f"before-{segment.name}", calls=tuple(invariant)))
+                segments.append(Segment(name=f"before-{segment.name}", calls=once))
             segments.append(segment.model_copy(update={"calls": tuple(varying)}))
         return PassResult(Draft(plan.model_copy(update={"segments": tuple(segments)}), module.arrays), rewrites=moved)
 
 
 def _split(plan: Plan, segment: Segment) -> tuple[list[Call], list[Call]]:
     """The calls that compute the same every turn, and the others; each in order."""
-    writers: dict[int, int] = {}
+    writers: dict[int, list[Call]] = {}
     for call in segment.calls:
-        for number in _owners(plan, call.outs):
-            writers[number] = writers.get(number, 0) + 1
+        for number in writes(plan, call):
+            writers.setdefault(number, []).append(call)
     varying_buffers = _carried(plan, segment)
+    elsewhere = _written_elsewhere(plan, segment)
     pending: dict[int, int] = {}
     invariant: list[Call] = []
     varying: list[Call] = []
     for call in segment.calls:
-        reads, writes = _owners(plan, call.ins), _owners(plan, call.outs)
+        reading, writing = reads(plan, call), writes(plan, call)
+        optional = bool(call.variants) or segment.repeat is not None
         # A buffer with several writers (a concatenation) is invariant only if all of them are; deciding that needs
         # them in one piece, so a partly written buffer counts as varying for its readers.
         fixed = (
             call.op not in PER_ROW
-            and not any(n in varying_buffers for n in reads | writes)
-            and not any(pending.get(n, 0) < writers[n] for n in reads if n in writers)
+            and not any(n in varying_buffers for n in reading | writing)
+            and not any(pending.get(n, 0) < len(writers[n]) for n in reading if n in writers)
+            and not (optional and writing & elsewhere)
+            and all(other.variants == call.variants for n in writing for other in writers[n])
         )
         if fixed:
             invariant.append(call)
-            for n in writes:
+            for n in writing:
                 pending[n] = pending.get(n, 0) + 1
         else:
             varying.append(call)
-            varying_buffers |= writes
+            varying_buffers |= writing
     # A concatenation that mixes both kinds must be rebuilt each turn as one: take its invariant parts back.
     split = {n for n in varying_buffers if pending.get(n, 0)}
     if split:
-        keep = [c for c in invariant if not (_owners(plan, c.outs) & split)]
-        back = [c for c in invariant if _owners(plan, c.outs) & split]
+        keep = [c for c in invariant if not (writes(plan, c) & split)]
+        back = [c for c in invariant if writes(plan, c) & split]
         order = {id(c): i for i, c in enumerate(segment.calls)}
         return keep, sorted(varying + back, key=lambda c: order[id(c)])
     return invariant, varying
@@ -85,13 +96,15 @@ def _split(plan: Plan, segment: Segment) -> tuple[list[Call], list[Call]]:
 
 def _carried(plan: Plan, segment: Segment) -> set[int]:
     """The buffers that are read before they are written for the last time: a turn may see what the one before left."""
-    read: set[int] = set()
-    carried: set[int] = set()
+    read = set[int]() if segment.repeat is None else {owner_of(plan, segment.repeat.active)}
+    carried = set(read)
     for call in segment.calls:
-        read |= _owners(plan, call.ins)
-        carried |= read & _owners(plan, call.outs)
+        read |= reads(plan, call)
+        carried |= read & writes(plan, call)
     return carried
 
 
-def _owners(plan: Plan, refs: dict[str, str]) -> set[int]:
-    return {n for ref in refs.values() if (n := owner(plan, ref)) is not None}
+def _written_elsewhere(plan: Plan, segment: Segment) -> set[int]:
+    """The buffers that hold a value even if ``segment`` does not run."""
+    others = [call for other in plan.segments if other is not segment for call in other.calls]
+    return {spec.buffer for spec in plan.inputs}.union(*(writes(plan, call) for call in others))

@@ -12,7 +12,7 @@ from scoregraph.passes.lower import shape as shapes
 from scoregraph.plan import files
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter, Value
-from scoregraph.plan.schema import InputSpec, OutputSpec
+from scoregraph.plan.schema import Call, InputSpec, OutputSpec, Repeat
 
 SEEDS = np.array([5, 6, 7], np.uint64)
 ROWS = 3
@@ -60,9 +60,16 @@ SHAPES: tuple[tuple[int | Batch, ...], ...] = ((Batch(), 4), (Batch(2), 3), (Bat
 PROGRAMS = {1: ([["silu", 0]], [["square", 0]]), 2: ([["add", 0, 1]], [["tanh", 0], ["sub", 2, 1]])}
 
 
+KINDS = 3
+"""Variants of the rows of random loops; not every one occurs."""
+
+
 @st.composite
 def drafts(draw: Callable) -> Draft:
-    """Calls over fixed, batch and double-batch buffers in five segments, two of them loops that carry a buffer each."""
+    """Calls over fixed, batch and double-batch buffers in five segments, two of them loops that carry a buffer each.
+
+    A loop may have rows of several variants, with calls of their own, and may go round after round.
+    """
     d = Drafter("random", "reference")
     d.begin("prologue")
     known: list[Value] = [given(d, "a", 4), given(d, "b", 4), given(d, "wide", 8)]
@@ -72,20 +79,91 @@ def drafts(draw: Callable) -> Draft:
         known.append(made)
     body(draw, d, known)
     for name in ("first", "second"):
-        carried = draw(st.sampled_from([value for value in known if value not in known[:3]]))
-        table = loop(d, name)
-        t = d.new((16,))
-        d.call("step_time", {}, {"t": t}, {"table": table, "column": 0}, "time")
-        inside = [*known, t]
-        body(draw, d, inside)
-        moved = pointwise(d, [["add", 0, 1], ["tanh", 2]], draw(like(carried, inside)), draw(like(carried, inside)))
-        d.call("copy", {"x": moved}, {"y": carried}, site="carry")
+        known += draw(st.sampled_from([plain_loop, variant_loop, repeated_loop]))(draw, d, known, name)
         d.begin(f"after-{name}")
-        known = inside
         body(draw, d, known)
     for i in range(draw(st.integers(1, 3))):
         output(d, f"out{i}", draw(st.sampled_from(known[3:])))
     return d.build()
+
+
+def plain_loop(draw: Callable, d: Drafter, known: list[Value], name: str) -> list[Value]:
+    """Three rows of one kind. Returns what it made."""
+    carried = draw(st.sampled_from(known[3:]))
+    made = [clock(d, loop(d, name))]
+    turn(draw, d, known, made, carried)
+    return made
+
+
+def variant_loop(draw: Callable, d: Drafter, known: list[Value], name: str) -> list[Value]:
+    """Rows of several kinds. What a kind makes is read in its own rows, in those of kinds that come later, and behind
+    the loop, which then sees an earlier row's value."""
+    carried = draw(st.sampled_from(known[3:]))
+    rows = draw(st.lists(st.integers(0, KINDS - 1), min_size=1, max_size=5))
+    cells = [(float(i), float(kind)) for i, kind in enumerate(rows)]
+    table = d.table(name, ("t", "kind"), np.array(cells, np.float32))
+    d.begin(name, table, variant=1)
+    made = [clock(d, table)]
+    for kind in dict.fromkeys(rows):  # in the order of their first rows
+        with d.only_in(kind):
+            turn(draw, d, known, made, carried)
+    if draw(st.booleans()):
+        turn(draw, d, known, made[:1], carried)
+    return made
+
+
+def repeated_loop(draw: Callable, d: Drafter, known: list[Value], name: str) -> list[Value]:
+    """Nought to three rounds. Behind it, only what had a value before it has one."""
+    carried = draw(st.sampled_from(known[3:]))
+    left = d.new((Batch(), 1))
+    d.call("fill", {}, {"x": left}, {"value": float(draw(st.integers(0, 3)))}, "rounds")
+    repeat = Repeat(active=int(left.storage[1:]), limit=3, strict=draw(st.booleans()))
+    table = None
+    if draw(st.booleans()):
+        table = d.table(name, ("t",), np.arange(2, dtype=np.float32)[:, None])
+    d.begin(name, table, repeat=repeat)
+    made = [] if table is None else [clock(d, table)]
+    turn(draw, d, known, made, carried)
+    step = 1.0 if table is None else 0.5  # the rows of a round together take 1
+    fewer = pointwise(d, [["const", step], ["sub", 0, 1]], left)
+    d.call("copy", {"x": fewer}, {"y": left}, site="fewer")
+    return []
+
+
+def clock(d: Drafter, table: int) -> Value:
+    t = d.new((16,))
+    d.call("step_time", {}, {"t": t}, {"table": table, "column": 0}, "time")
+    return t
+
+
+def turn(draw: Callable, d: Drafter, known: list[Value], made: list[Value], carried: Value) -> None:
+    """Calls that end in a new value of ``carried``; what they make is added to ``made``."""
+    inside = [*known, *made]
+    before = len(inside)
+    body(draw, d, inside)
+    moved = pointwise(d, [["add", 0, 1], ["tanh", 2]], draw(like(carried, inside)), draw(like(carried, inside)))
+    d.call("copy", {"x": moved}, {"y": carried}, site="carry")
+    made += inside[before:]
+
+
+def trace(draft: Draft) -> list[Call | int]:
+    """The calls in the order in which they run; a number is a look at that buffer, whether there is another round."""
+    plan, ran = draft.plan, list[Call | int]()
+    filled = {int(c.outs["x"][1:]): c.attrs["value"] for s in plan.segments for c in s.calls if c.op == "fill"}
+    for segment in plan.segments:
+        if segment.table is None:
+            rows = [0]
+        else:
+            cells = draft.arrays[plan.tables[segment.table].constant]
+            rows = [0 if segment.variant is None else int(row[segment.variant]) for row in cells]
+        rounds = 1 if segment.repeat is None else int(filled[segment.repeat.active])
+        for _ in range(rounds):
+            if segment.repeat is not None:
+                ran.append(segment.repeat.active)
+            ran += [call for row in rows for call in segment.calls if not call.variants or row in call.variants]
+        if segment.repeat is not None:
+            ran.append(segment.repeat.active)
+    return ran
 
 
 def like(value: Value, known: list[Value]) -> st.SearchStrategy[Value]:

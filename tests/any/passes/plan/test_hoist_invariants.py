@@ -85,7 +85,7 @@ def test_a_carried_value_that_becomes_invariant_is_still_carried():
     d, cond, state, _ = started()
     fixed = act(d, "fixed", d.as_buffer(d.constant(np.full((4,), 3.0, np.float32), "three")))
     total = d.new((4,))
-    d.segments[0][2].append(Call(op="fill", outs={"x": total.storage}, attrs={"value": 0.0}, site="fill"))
+    d.segments[0].calls.append(Call(op="fill", outs={"x": total.storage}, attrs={"value": 0.0}, site="fill"))
     summed = act(d, "sum", total, state)
     d.call("copy", {"x": summed}, {"y": total}, site="carry")
     d.call("copy", {"x": fixed}, {"y": state}, site="set")

@@ -5,35 +5,37 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from drafts import ROWS, drafts, given, loop, output, pointwise, run, same
+from drafts import drafts, given, loop, output, pointwise, run, same, trace
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 
 from scoregraph.passes.plan.plan_memory import PlanMemory, nbytes
 from scoregraph.plan.draft import Draft, Drafter
-from scoregraph.plan.schema import Plan
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
-def needed(plan: Plan) -> dict[int, list[tuple[int, int]]]:
+def needed(draft: Draft) -> dict[int, list[tuple[int, int]]]:
     """For every buffer the spans of time, in calls of the unrolled program, over which its bytes must not change.
 
     Worked out from reads and writes alone: a value is needed from the oldest of its parts to its last read.
     """
 
+    plan = draft.plan
+
     def owner(ref: str) -> int:
         view = plan.buffers[int(ref[1:])].view
         return view.base if view else int(ref[1:])
 
-    trace = [
-        call for segment in plan.segments for _ in range(1 if segment.table is None else ROWS) for call in segment.calls
-    ]
+    ran = trace(draft)
     spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
     parts: dict[int, dict[str, int]] = defaultdict(dict)  # when each window of a buffer was last written
     for spec in plan.inputs:
         parts[spec.buffer][f"b{spec.buffer}"] = -1
-    for time, call in enumerate(trace):
+    for time, call in enumerate(ran):
+        if isinstance(call, int):
+            spans[call].append((min(parts[call].values()), time))
+            continue
         for number in {owner(ref) for ref in call.ins.values() if ref[0] == "b"}:
             spans[number].append((min(parts[number].values()), time))
         for ref in call.outs.values():
@@ -44,12 +46,12 @@ def needed(plan: Plan) -> dict[int, list[tuple[int, int]]]:
             spans[number].append((time, time))
     for spec in plan.outputs:
         number = owner(f"b{spec.buffer}")
-        spans[number].append((min(parts[number].values()), len(trace)))
+        spans[number].append((min(parts[number].values()), len(ran)))
     return spans
 
 
-def assert_apart(plan: Plan) -> None:
-    spans = needed(plan)
+def assert_apart(draft: Draft) -> None:
+    plan, spans = draft.plan, needed(draft)
     placed = [plan.buffers[number] for number in spans]
     for i, a in enumerate(placed):
         assert a.slot is not None
@@ -68,7 +70,7 @@ def assert_apart(plan: Plan) -> None:
 @for_all(drafts())
 def test_what_is_needed_at_the_same_time_lies_apart(draft: Draft):
     result = PlanMemory().run(draft)
-    assert_apart(result.module.plan)
+    assert_apart(result.module)
     for space in ("batch", "fixed"):
         assert result.counters[f"{space}_bytes"] <= result.counters[f"{space}_bytes_unshared"]
 
@@ -88,7 +90,7 @@ def test_the_check_finds_a_clash():
         b.model_copy(update={"slot": b.slot and b.slot.model_copy(update={"offset": 0})}) for b in draft.plan.buffers
     )
     with pytest.raises(AssertionError, match="share memory"):
-        assert_apart(draft.plan.model_copy(update={"buffers": buffers}))
+        assert_apart(Draft(draft.plan.model_copy(update={"buffers": buffers}), draft.arrays))
 
 
 def chain() -> Draft:
@@ -124,7 +126,7 @@ def test_a_carried_value_keeps_its_place_through_the_loop():
     output(d, "y", pointwise(d, [["silu", 0]], state))
     draft = d.build()
     planned = PlanMemory().run(draft).module
-    assert_apart(planned.plan)
+    assert_apart(planned)
     assert same(run(planned, planned=True), run(draft))
 
 
