@@ -51,31 +51,45 @@ class Run:
 
     def segment(self, segment: Segment) -> None:
         """A segment from its first row to its last, and again while it repeats."""
-        if segment.repeat is None:
-            self._rows(segment, 0)
-            return
-        repeat, rounds = segment.repeat, 0
-        active = self.storage[f"b{repeat.active}"]
-        while rounds < repeat.limit and bool(active.any()):
-            self._rows(segment, rounds)
+        limit = 1 if segment.repeat is None else segment.repeat.limit
+        rounds, unfinished = 0, self._unfinished(segment)
+        if not unfinished:
+            self.total -= self._most_steps(segment)
+        while unfinished and rounds < limit:
+            unfinished = self._round(segment, rounds, limit)
             rounds += 1
+        if segment.repeat is None:
+            return
         self.counted["rounds"] += rounds
-        self.total -= (repeat.limit - rounds) * self._row_count(segment)
-        if repeat.strict and bool(active.any()):
-            unfinished = int(active.reshape(len(self.seeds), -1).any(dim=1).sum())
+        if segment.repeat.strict and unfinished:
             raise LoopUnfinished(loop=segment.name, rounds=rounds, unfinished=unfinished, samples=len(self.seeds))
 
-    def _rows(self, segment: Segment, round_: int) -> None:
-        for row in range(self._row_count(segment)):
+    def _unfinished(self, segment: Segment) -> int:
+        """How many samples want another round; all of them where there is but one."""
+        if segment.repeat is None:
+            return len(self.seeds)
+        active = self.storage[f"b{segment.repeat.active}"]
+        return int(active.reshape(len(self.seeds), -1).any(dim=1).sum())
+
+    def _round(self, segment: Segment, round_: int, limit: int) -> int:
+        """All rows of a segment; how many samples are unfinished after them."""
+        rows = self._row_count(segment)
+        unfinished = len(self.seeds)
+        for row in range(rows):
             if segment.is_loop and self.cancel is not None and self.cancel.is_set():
                 raise Cancelled(done=self.done, total=self.total)
             self._row(segment, row, round_)
             if not segment.is_loop:
                 continue
+            if row + 1 == rows:
+                unfinished = self._unfinished(segment)
+                # No further round: the micro-steps of those will not come.
+                self.total -= 0 if unfinished else (limit - round_ - 1) * rows
             self.done += 1
             self.counted["steps"] += 1
             if self.progress is not None:
                 self.progress(self.done, self.total)
+        return unfinished
 
     def _row(self, segment: Segment, row: int, round_: int) -> None:
         variant = 0

@@ -18,17 +18,22 @@ if TYPE_CHECKING:
 
 GROUPS = 256  # groups of four elements in one program of the noise and the sampler step
 BLOCK = 1024  # elements in one program of an elementwise kernel
+UNCOVERED_ROLES = {"bank": "a noise bank", "coef": "coefficients per sample", "time": "times per sample"}
 # The tile of a linear layer never depends on the batch: a sample's bits do not depend on its company.
 TILE = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32}
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a launch depends on beside its call: the plan, its memory, and the table of the segment it runs in."""
+    """What a launch depends on beside its call: the plan, its memory, the table of its segment, and the next row.
+
+    ``following`` is the variant of the next row (0 in a segment without variants, and behind the last row).
+    """
 
     plan: Plan
     memory: Memory
     table: int | None = None
+    following: int = 0
 
     def table_at(self, number: int) -> Table:
         """The table whose id is ``number``."""
@@ -47,6 +52,11 @@ def supports(call: Call) -> Miss | None:
     if call.op == "pointwise":
         found = expressions(call.attrs["program"], len(call.ins))
         return found if isinstance(found, Miss) else None
+    for role, meaning in UNCOVERED_ROLES.items():
+        if role in call.ins and call.op in ("noise", "step_time", "step_input", "sampler_step"):
+            return Miss(f"the thin Triton backend does not take {meaning} in {call.op} yet")
+    if call.op == "sampler_step" and call.attrs.get("results"):
+        return Miss("the thin Triton backend has no elementwise program in sampler_step yet")
     return None
 
 
@@ -164,9 +174,11 @@ def _sampler_step(call: Call, scope: Scope) -> Launch:
         _refuse(call, "registers are replaced in place")
     predictions = tuple(_dense(call, scope, ref) for ref in _numbered(call.ins, "p"))
     each = registers[0].numel()
-    branches = tuple(p.numel() // each for p in predictions)
-    c_in = call.attrs.get("cin", -1)
-    x_in = _dense(call, scope, call.outs["xin"]) if "xin" in call.outs and c_in >= 0 else None
+    branches = [p.numel() // each for p in predictions]
+    answers = list(call.attrs.get("answers") or range(sum(branches)))
+    firsts = [sum(branches[:i]) for i in range(len(branches))]
+    c_in, role = call.attrs.get("cin", -1), f"xin{scope.following}"
+    x_in = _dense(call, scope, call.outs[role]) if role in call.outs and c_in >= 0 else None
     n = each // scope.memory.batch
     groups = _block(-(-n // 4), GROUPS)
     return Launch(
@@ -187,12 +199,13 @@ def _sampler_step(call: Call, scope: Scope) -> Launch:
             "B": call.attrs["b"],
             "C": call.attrs["c"],
             "C_IN": c_in,
-            "BRANCHES": branches,
-            "ALL_BRANCHES": sum(branches),
+            "ANSWERS": tuple(tuple(answers[a : a + k]) for a, k in zip(firsts, branches, strict=True)),
+            "WIDTH": call.attrs.get("width") or len(answers),
             "IN_BRANCHES": 0 if x_in is None else x_in.numel() // each,
             "GROUPS": groups,
         },
         takes_row=True,
+        takes_micro=True,
         site=call.site,
     )
 

@@ -36,7 +36,10 @@ BINARY = {
     "div": "tl.div_rn({0}, {1})",
     "min": "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
     "max": "tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
+    "less": "({0} < {1}).to(tl.float32)",
 }
+TERNARY = {"where": "tl.where({0} != 0.0, {1}, {2})"}
+FORMS = {**UNARY, **BINARY, **TERNARY}
 # x to a fixed power as products, which is exact where pow would be; Triton itself has no pow.
 POWERS = {
     -2.0: "1.0 / ({0} * {0})",
@@ -64,10 +67,8 @@ def expressions(program: Sequence[Sequence[Any]], operands: int) -> list[str] | 
                 known = ", ".join(f"{p:g}" for p in POWERS)
                 return Miss(f"pow runs on Triton with a constant exponent among {known}")
             lines.append(POWERS[power].format(f"v{args[0]}"))
-        elif name in UNARY:
-            lines.append(UNARY[name].format(f"v{args[0]}"))
-        elif name in BINARY:
-            lines.append(BINARY[name].format(f"v{args[0]}", f"v{args[1]}"))
+        elif name in FORMS:
+            lines.append(FORMS[name].format(*(f"v{arg}" for arg in args)))
         else:
             return Miss(f"the pointwise instruction {name!r} has no Triton form")
     return lines

@@ -157,7 +157,7 @@ def step_input(x, x_in, table, row, columns, column, n, BRANCHES: tl.constexpr, 
         tl.store(x_in + (sample * BRANCHES + j) * n + e, value, mask=e < n)
 
 
-@triton.jit(do_not_specialize=["row", "site"])
+@triton.jit(do_not_specialize=["row", "micro", "site"])
 def sampler_step(
     registers,
     predictions,
@@ -165,6 +165,7 @@ def sampler_step(
     seeds,
     table,
     row,
+    micro,
     rows,
     columns,
     site,
@@ -173,8 +174,8 @@ def sampler_step(
     B: tl.constexpr,
     C: tl.constexpr,
     C_IN: tl.constexpr,
-    BRANCHES: tl.constexpr,
-    ALL_BRANCHES: tl.constexpr,
+    ANSWERS: tl.constexpr,
+    WIDTH: tl.constexpr,
     IN_BRANCHES: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
@@ -187,7 +188,8 @@ def sampler_step(
         registers: tuple of [samples, n]; read and replaced.
         predictions: tuple of [samples * K_p, n], the branches of a sample side by side.
         x_in: [samples * IN_BRANCHES, n] or None; takes ``table[row+1, C_IN] * new_0`` unless ``row`` is the last.
-        BRANCHES: K_p for each prediction; ALL_BRANCHES is their sum K.
+        micro: the number of the micro-step over all rounds, which counts the noise.
+        ANSWERS: for each prediction, which of the WIDTH answers of the table its K_p branches are.
         A, B, C: first columns of the three groups of coefficients.
     """
     sample = tl.program_id(0).to(tl.int64)
@@ -201,7 +203,7 @@ def sampler_step(
         noisy = noisy | (tl.load(here + C + j) != 0.0)
     z = tl.full((GROUPS, 4), 0.0, tl.float32)
     if noisy:
-        z = normals(tl.load(seeds + sample), group, row, site)
+        z = normals(tl.load(seeds + sample), group, micro, site)
 
     new = ()
     for j in tl.static_range(len(registers)):
@@ -210,15 +212,12 @@ def sampler_step(
             a = tl.load(here + A + j * len(registers) + i)
             if a != 0.0:
                 total += a * tl.load(registers[i] + sample * n + element, mask=inside, other=0.0)
-        column = here + B + j * ALL_BRANCHES
         for p in tl.static_range(len(predictions)):
-            for k in tl.static_range(BRANCHES[p]):
-                b = tl.load(column)
+            for k in tl.static_range(len(ANSWERS[p])):
+                b = tl.load(here + B + j * WIDTH + ANSWERS[p][k])
                 if b != 0.0:
-                    total += b * tl.load(
-                        predictions[p] + (sample * BRANCHES[p] + k) * n + element, mask=inside, other=0.0
-                    )
-                column += 1
+                    branch = sample * len(ANSWERS[p]) + k
+                    total += b * tl.load(predictions[p] + branch * n + element, mask=inside, other=0.0)
         c = tl.load(here + C + j)
         if c != 0.0:
             total += c * z

@@ -53,7 +53,8 @@ def _namespace(text: str, interpret: bool) -> Namespace:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel over one grid. ``row``, the micro-step, is given when it runs, unless ``arguments`` fix it.
+    """One kernel over one grid. Its row of the table, and the number of the micro-step over all rounds, are given when
+    it runs, unless ``arguments`` fix them.
 
     ``arguments`` are run-time values by parameter name: tensors, numbers, tuples of either, None. ``constants`` are
     compile-time ones. ``fuse`` lets the compiler contract a multiply and an add, which the exact kernels forbid.
@@ -64,16 +65,23 @@ class Launch:
     arguments: Mapping[str, Any]
     constants: Mapping[str, Any] = field(default_factory=dict)
     takes_row: bool = False
+    takes_micro: bool = False
     fuse: bool = False
     warps: int = 4
     site: str = ""
 
-    def run(self, row: int, *, interpret: bool) -> None:
+    def run(self, row: int, micro: int, *, interpret: bool) -> None:
         """Enqueue the kernel; nothing waits for the device."""
-        rows = {"row": row} if self.takes_row else {}
         self.kernel.function(interpret=interpret)[self.grid](
-            **self.arguments, **rows, **self.constants, num_warps=self.warps, enable_fp_fusion=self.fuse
+            **self.arguments,
+            **self._step(row, micro),
+            **self.constants,
+            num_warps=self.warps,
+            enable_fp_fusion=self.fuse,
         )
+
+    def _step(self, row: int, micro: int) -> dict[str, int]:
+        return ({"row": row} if self.takes_row else {}) | ({"micro": micro} if self.takes_micro else {})
 
     def compile(self, capability: int) -> dict[str, Any]:
         """Compile ahead of time for a CUDA compute capability (90 is Hopper); needs no card.
@@ -86,7 +94,7 @@ class Launch:
         from triton.compiler import ASTSource
 
         function = self.kernel.function(interpret=False)
-        values = {**self.arguments, **({"row": 0} if self.takes_row else {}), **self.constants}
+        values = {**self.arguments, **self._step(0, 0), **self.constants}
         constants: dict[tuple[int, ...], Any] = {}
         signature: dict[str, Any] = {}
         for place, parameter in enumerate(function.params):
@@ -106,8 +114,8 @@ class Launch:
 
     def __str__(self) -> str:
         shown = {name: _shown(value) for name, value in {**self.arguments, **self.constants}.items()}
-        row = ["row=row"] if self.takes_row else []
-        listed = ", ".join([*(f"{name}={text}" for name, text in shown.items()), *row])
+        steps = [f"{name}={name}" for name in self._step(0, 0)]
+        listed = ", ".join([*(f"{name}={text}" for name, text in shown.items()), *steps])
         return f"{self.kernel.name}[{'×'.join(map(str, self.grid))}]({listed})"
 
 

@@ -235,6 +235,7 @@ BINARIES = {
     "div": torch.div,
     "min": torch.minimum,
     "max": torch.maximum,
+    "less": lambda x, y: (x < y).float(),
 }
 
 
@@ -263,6 +264,12 @@ def test_binary_instructions(name: str) -> None:
     x, y = random(50), random(50, seed=1)
     want = BINARIES[name](torch.from_numpy(x), torch.from_numpy(y))
     np.testing.assert_array_equal(run_pointwise([[name, 0, 1]], x, y), want.numpy())
+
+
+def test_where_chooses_element_by_element() -> None:
+    x, y = random(50), random(50, seed=1)
+    got = run_pointwise([["less", 0, 1], ["where", 2, 0, 1]], x, y)
+    np.testing.assert_array_equal(got, np.minimum(x, y))
 
 
 @pytest.mark.parametrize("name", ["min", "max", "relu"])

@@ -40,7 +40,8 @@ def test_scale_is_one_multiplication() -> None:
 
 def test_compiled_code_never_fuses_nor_approximates() -> None:
     """The PTX has only the rounded operations that the definition names, so a card reaches the same bits."""
-    ((_, _, (launch,)),) = noise_plan(4096).program().launches(batch=1).segments
+    (part,) = noise_plan(4096).program().launches(batch=1).parts
+    ((launch,),) = part.rows
     ptx = launch.compile(90)["ptx"]
     operations = set(re.findall(r"^\s+((?:\w+\.)*f32)\s", ptx, re.MULTILINE))
     floats = {

@@ -5,12 +5,13 @@ import threading
 
 import numpy as np
 import pytest
+from loop_plans import guided_then_single_then_noise, halving
 from triton_plans import LABEL, SEEDS, SITE, WIDTH, Sketch, expected, two_layers
 
 from scoregraph.backends.reference.program import Precision, Reference
 from scoregraph.backends.triton import TritonBackend
-from scoregraph.backends.triton.expression import BINARY, POWERS, UNARY
-from scoregraph.errors import Cancelled
+from scoregraph.backends.triton.expression import BINARY, POWERS, TERNARY, UNARY
+from scoregraph.errors import Cancelled, LoopUnfinished
 from scoregraph.graph import noise
 from scoregraph.plan.dims import Batch
 
@@ -48,6 +49,33 @@ def test_a_sample_does_not_depend_on_its_batch_nor_on_the_run_before() -> None:
     np.testing.assert_array_equal(again, whole)
 
 
+LOOPS = {
+    "variants": (guided_then_single_then_noise(), {"x": np.array([[1.0, -2.0, 0.5]] * 3, np.float32)}),
+    "rounds": (halving(limit=9), {"x": np.array([9.0, 0.1, 40.0], np.float32), "active": np.ones(3, np.float32)}),
+    "limit": (halving(limit=2, table=False), {"x": np.full(3, 90.0, np.float32), "active": np.ones(3, np.float32)}),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_variants_and_rounds_are_those_of_the_reference(loop: str) -> None:
+    sketch, inputs = LOOPS[loop]
+    seeds, told = np.array(SEEDS, np.uint64), ([], [])
+    programs = [TritonBackend(interpret=True).compile(*sketch.data()), Reference("float32").compile(*sketch.data())]
+    got, want = (
+        program.run(inputs, seeds, lambda *step, list_=list_: list_.append(step))
+        for program, list_ in zip(programs, told, strict=True)
+    )
+    np.testing.assert_array_equal(got["x"], want["x"])
+    assert told[0] == told[1]
+    assert programs[0].counters() == programs[1].counters()
+
+
+def test_a_loop_that_must_end_and_does_not_is_an_error() -> None:
+    inputs = {"x": np.array([0.5, 900.0, 900.0], np.float32), "active": np.ones(3, np.float32)}
+    with pytest.raises(LoopUnfinished, match="after 2 rounds: 2 of 3 samples"):
+        halving(limit=2, strict=True).program().run(inputs, np.array(SEEDS, np.uint64))
+
+
 def test_progress_counts_steps_and_cancel_ends_them() -> None:
     told: list[tuple[int, int]] = []
     stop = threading.Event()
@@ -75,8 +103,8 @@ def test_source_shows_every_launch_and_the_text_of_every_kernel() -> None:
 def test_every_launch_compiles_ahead_of_time_to_a_cubin(capability: int) -> None:
     """What the program would launch on a card, specialised as it would be, becomes machine code here."""
     built = {}
-    for _, _, launches in two_layers().program().launches(batch=1).segments:
-        for launch in launches:
+    for part in two_layers().program().launches(batch=1).parts:
+        for launch in part.rows[0]:
             if launch.kernel.name not in built:
                 built[launch.kernel.name] = launch.compile(capability)
     assert set(built) == {"noise", "copy", "fill", "step_input", "step_time", "pointwise", "linear", "sampler_step"}
@@ -89,8 +117,8 @@ def test_every_launch_compiles_ahead_of_time_to_a_cubin(capability: int) -> None
 
 def compiled(sketch: Sketch) -> list[str]:
     """The PTX for Hopper of each launch of a sketch of one segment."""
-    ((_, _, launches),) = sketch.program().launches(batch=1).segments
-    return [launch.compile(90)["ptx"] for launch in launches]
+    (part,) = sketch.program().launches(batch=1).parts
+    return [launch.compile(90)["ptx"] for launch in part.rows[0]]
 
 
 def test_every_pointwise_instruction_compiles() -> None:
@@ -100,6 +128,7 @@ def test_every_pointwise_instruction_compiles() -> None:
     sketch.begin("once")
     program = [[name, i] for i, name in enumerate(UNARY, start=1)]
     program += [[name, i, i - 1] for i, name in enumerate(BINARY, start=1 + len(program))]
+    program += [[name, i, i - 1, i - 2] for i, name in enumerate(TERNARY, start=1 + len(program))]
     for power in POWERS:
         last = 1 + len(program)
         program += [["const", power], ["pow", last, last + 1]]
