@@ -147,3 +147,17 @@ class WrongAnswer(ScoregraphError):
     title = "answer has another shape than the state"
     message = "{name} answers {answer} to a state of {state} (shapes of one sample)"
     cure = "{help}"
+
+
+class WrongEnergy(ScoregraphError):
+    """An energy answers one number per sample, because each sample is steered by its own. A loss that is summed or
+    averaged over the batch must be summed over everything but the batch instead::
+
+        def forward(self, x0, y):
+            return (self.blur(x0) - y).square().flatten(1).sum(1) / 2
+    """
+
+    code = "SG312"
+    title = "energy is not one number per sample"
+    message = "{name} answers {answer} to {batch} samples"
+    cure = "answer a tensor [{batch}], for example loss.flatten(1).sum(1)"

@@ -12,11 +12,18 @@ from scoregraph.models.registry import find, load, names
 if TYPE_CHECKING:
     from scoregraph.models.adapter import from_module
     from scoregraph.models.capture import TensorProgram
+    from scoregraph.models.energies import EnergyNetwork, energy
     from scoregraph.models.network import Network
 
-__all__ = ["Network", "TensorProgram", "find", "from_module", "load", "names"]
+__all__ = ["EnergyNetwork", "Network", "TensorProgram", "energy", "find", "from_module", "load", "names"]
 
-_LAZY = {"Network": "network", "TensorProgram": "capture", "from_module": "adapter"}
+_LAZY = {
+    "EnergyNetwork": "energies",
+    "Network": "network",
+    "TensorProgram": "capture",
+    "energy": "energies",
+    "from_module": "adapter",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,9 @@ is turned to float32 only after that proof. ``capture`` refuses what ``torch.exp
   Size 1, which tracing always excludes, is proved by value.
 * the samples. A sample's answer must not depend on its neighbours.
 * the state. A module that draws random numbers or writes its buffers is not a function of its inputs.
+
+How a module is traced is a parameter: ``exported`` is for modules as users write them, ``gradients.differentiated`` for
+those that differentiate others. Everything else holds for both.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ import copy
 import inspect
 import io
 import logging
+import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from scoregraph.errors import (
@@ -82,8 +87,27 @@ class CaptureReport:
 
 
 @dataclass(frozen=True, eq=False)
+class Trace:
+    """One trace: its cleaned graph in float64, the batch it was traced at and the conditions it holds under."""
+
+    module: fx.GraphModule
+    batch: int
+    guards: tuple[trace_errors.Guard, ...]
+    dropped: Counter[str]
+
+    def covers(self, batch: int) -> bool:
+        """Whether the traced branch is the one taken at this batch size."""
+        return all(guard.holds(batch) for guard in self.guards)
+
+
+Tracer = Callable[[nn.Module, Sequence[Tensor], str], Trace]
+"""Traces a float64 module on example inputs of one batch size; the string names it in errors."""
+
+
+@dataclass(frozen=True, eq=False)
 class TensorProgram:
-    """A captured module: ``module(*inputs)`` gives one tensor; every input and the output start with the batch.
+    """A captured module: ``module(*inputs)`` gives one tensor (derivatives may give a tuple); every input and output
+    starts with the batch.
 
     Floats are float32 throughout (``copy.deepcopy(module).double()`` gives the same program in float64), parameters
     and folded constants are ``get_attr`` nodes, and ``node.meta["val"]`` holds shapes over one symbolic batch.
@@ -93,7 +117,7 @@ class TensorProgram:
     inputs: tuple[str, ...]
     report: CaptureReport
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         """The module's answer to inputs in the order of ``inputs``."""
         with torch.no_grad():
             return self.module(*inputs)
@@ -105,12 +129,13 @@ def capture(
     *,
     name: str = "module",
     prove_at: Sequence[int] = PROVED_BATCHES,
+    trace: Tracer | None = None,
 ) -> TensorProgram:
     """The tensor program of ``module(*example_inputs)``, proved equal to it in float64 at the batches ``prove_at``.
 
     Examples are tensors with the batch in front (any size, one size for all); integers stay integers. The module
     is not changed. Its output may be a tensor, a tuple (its first tensor), or a dataclass or mapping (``sample``,
-    else the first tensor).
+    else the first tensor). ``trace`` is ``exported`` unless given; another tracer keeps every tensor of a tuple.
 
     Raises ``WrongExample``, ``CaptureFailed``, ``DataDependentFlow``, ``NarrowBatch``, ``MixedSamples``,
     ``ImpureModule`` and ``CaptureMismatch``.
@@ -118,15 +143,18 @@ def capture(
     start = time.perf_counter()
     _check_examples(example_inputs, name)
     twin = _double_twin(module)
-    answers = _answers(twin, example_inputs, prove_at, name)
-    if not all(isinstance(answer, Tensor) for answer in answers.values()):
-        twin = _FirstTensor(twin)
+    compared = _first if trace is None else _all
+    answers = _answers(twin, example_inputs, prove_at, name, compared)
+    if trace is None:
+        trace = exported
+        if not all(isinstance(answer, Tensor) for answer in answers.values()):
+            twin = _FirstTensor(twin)
     examples = [batched(value, TRACED_BATCH) for value in example_inputs]
-    first = _trace(twin, examples, name)
-    variants = [first, *_other_variants(twin, example_inputs, first, name)]
+    first = trace(twin, examples, name)
+    variants = [first, *_other_variants(trace, twin, example_inputs, first, name)]
     graph = first.module
     folded = cleanup.fold_constants(graph)
-    proved = _prove(graph, example_inputs, answers, name)
+    proved = _prove(graph, example_inputs, answers, name, compared)
     cleanup.to_single_precision(graph)
 
     operators = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
@@ -145,47 +173,46 @@ def capture(
     return TensorProgram(graph, inputs, report)
 
 
-@dataclass(frozen=True, eq=False)
-class _Variant:
-    """One trace: its cleaned graph in float64, the batch it was traced at and the conditions it holds under."""
-
-    module: fx.GraphModule
-    batch: int
-    guards: tuple[trace_errors.Guard, ...]
-    dropped: Counter[str]
-
-    def covers(self, batch: int) -> bool:
-        return all(guard.holds(batch) for guard in self.guards)
-
-
-def _trace(module: nn.Module, examples: Sequence[Tensor], name: str) -> _Variant:
+def exported(module: nn.Module, examples: Sequence[Tensor], name: str) -> Trace:
     """Export at one batch size, clean, and read off what was assumed about the batch."""
     shapes = _dynamic_shapes(module, len(examples), torch.export.Dim.DYNAMIC)
     try:
-        exported = _export(module, examples, shapes)
+        program = _export(module, examples, shapes)
     except Exception as error:
-        raise _explained(error, module, examples, name) from None
-    with _quiet(), torch.no_grad():
-        functional = exported.run_decompositions({})
-        _refuse_impure(functional, name)
+        raise explained(error, module, examples, name) from None
+    with quiet(), torch.no_grad():
+        functional = program.run_decompositions({})
+        written = functional.graph_signature.buffers_to_mutate
+        if written:
+            raise ImpureModule(name=name, problem=f"writes its buffer {next(iter(written.values()))!r}", where=None)
         graph = functional.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
-    dropped = cleanup.drop_no_ops(graph)
+    return cleaned(graph, examples[0].shape[0], name)
 
+
+def cleaned(graph: fx.GraphModule, batch: int, name: str) -> Trace:
+    """What was traced at ``batch``, without nodes that have no effect; raises ``ImpureModule`` if it is random."""
+    for node in graph.graph.nodes:
+        if cleanup.draws_random(node):
+            line = trace_errors.source_line(node)
+            raise ImpureModule(name=name, problem=f"draws random numbers ({node.target})", where=line)
+    dropped = cleanup.drop_no_ops(graph)
     values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     batches = [value.shape[0] for value in values if not isinstance(value.shape[0], int)]
-    assert batches, "with Dim.DYNAMIC a batch that does not stay symbolic is an error of the export"
+    assert batches, "a batch that does not stay symbolic is an error of the trace"
     symbols = {symbol for size in batches for symbol in size.node.expr.free_symbols}
     guards = trace_errors.batch_guards(batches[0].node.shape_env, symbols)
-    return _Variant(graph, examples[0].shape[0], guards, dropped)
+    return Trace(graph, batch, guards, dropped)
 
 
 def _export(module: nn.Module, examples: Sequence[Tensor], shapes: Any) -> torch.export.ExportedProgram:
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
 
 
-def _other_variants(module: nn.Module, examples: Sequence[Tensor], first: _Variant, name: str) -> list[_Variant]:
+def _other_variants(
+    trace: Tracer, module: nn.Module, examples: Sequence[Tensor], first: Trace, name: str
+) -> list[Trace]:
     """Trace the batch sizes up to ``LARGEST_BATCH`` that take another branch; each must give the first program.
 
     Raises ``NarrowBatch``.
@@ -200,13 +227,15 @@ def _other_variants(module: nn.Module, examples: Sequence[Tensor], first: _Varia
         broken = next(guard for guard in first.guards if not guard.holds(uncovered))
         if len(variants) == _VARIANTS:
             raise NarrowBatch(name=name, condition=broken.text, batch=uncovered, where=broken.place)
-        other = _trace(module, [batched(value, uncovered) for value in examples], name)
+        other = trace(module, [batched(value, uncovered) for value in examples], name)
         if cleanup.signature(other.module) != expected or not other.covers(uncovered):
             raise NarrowBatch(name=name, condition=broken.text, batch=uncovered, where=broken.place)
         variants.append(other)
 
 
-def _answers(twin: nn.Module, examples: Sequence[Tensor], batches: Sequence[int], name: str) -> dict[int, object]:
+def _answers(
+    twin: nn.Module, examples: Sequence[Tensor], batches: Sequence[int], name: str, compared: Compared
+) -> dict[int, object]:
     """What the module itself answers to the first ``n`` of the same samples, by n, largest first.
 
     Raises ``CaptureFailed`` where the module does not run, ``MixedSamples`` where a sample's neighbours matter.
@@ -215,29 +244,29 @@ def _answers(twin: nn.Module, examples: Sequence[Tensor], batches: Sequence[int]
     widest = [batched(value, sizes[0]) for value in examples]
     answers: dict[int, object] = {}
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             for batch in sizes:
                 answers[batch] = twin(*(value[:batch] for value in widest))
     except Exception as error:
         raise CaptureFailed(name=name, problem=trace_errors.summary(error), where=trace_errors.place(error)) from None
-    together = first_tensor(answers[sizes[0]])
+    together = compared(answers[sizes[0]])
     for batch, answer in answers.items():
-        apart = relative_error(first_tensor(answer), together[:batch])
+        apart = _error(compared(answer), [value[:batch] for value in together])
         if not apart <= TOLERANCE:
             raise MixedSamples(name=name, batch=batch, error=f"{apart:.1e}")
     return answers
 
 
 def _prove(
-    graph: fx.GraphModule, examples: Sequence[Tensor], answers: dict[int, object], name: str
+    graph: fx.GraphModule, examples: Sequence[Tensor], answers: dict[int, object], name: str, compared: Compared
 ) -> dict[int, float]:
     """The relative error of the program to the module's ``answers``, by batch. Raises ``CaptureMismatch``."""
     widest = [batched(value, max(answers)) for value in examples]
     errors: dict[int, float] = {}
     for batch, answer in sorted(answers.items()):
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             got = graph(*(value[:batch] for value in widest))
-        errors[batch] = relative_error(got, first_tensor(answer))
+        errors[batch] = _error(compared(got), compared(answer))
         if not errors[batch] <= TOLERANCE:
             raise CaptureMismatch(name=name, batch=batch, error=f"{errors[batch]:.1e}", tolerance=f"{TOLERANCE:.0e}")
     return errors
@@ -249,6 +278,24 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
         return float("inf")
     got, expected = got.detach(), expected.detach()
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
+
+
+Compared = Callable[[Any], list[Tensor]]
+"""The tensors of an answer that are compared."""
+
+
+def _first(answer: Any) -> list[Tensor]:
+    return [first_tensor(answer)]
+
+
+def _all(answer: Any) -> list[Tensor]:
+    return [answer] if isinstance(answer, Tensor) else list(answer)
+
+
+def _error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest relative error of several tensors; nan where one is."""
+    errors = [relative_error(a, b) for a, b in zip(got, expected, strict=True)]
+    return next((error for error in errors if math.isnan(error)), max(errors))
 
 
 def batched(value: Tensor, batch: int) -> Tensor:
@@ -322,9 +369,9 @@ def _dynamic_shapes(module: nn.Module, count: int, batch: object) -> tuple[objec
     return tuple(specs)
 
 
-def _explained(error: Exception, module: nn.Module, examples: Sequence[Tensor], name: str) -> Exception:
-    """The error of ours that says what a failed export means."""
-    if isinstance(error, GuardOnDataDependentSymNode):
+def explained(error: Exception, module: nn.Module, examples: Sequence[Tensor], name: str) -> Exception:
+    """The error of ours that says what a failed trace means."""
+    if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
         return DataDependentFlow(name=name, where=trace_errors.place(error))
     if "specialized it to be a constant" in str(error):
         return NarrowBatch(
@@ -351,19 +398,8 @@ def _specialising_line(module: nn.Module, examples: Sequence[Tensor]) -> str | N
     return trace_errors.frame_place(fixing[0].sloc) if fixing else None
 
 
-def _refuse_impure(exported: torch.export.ExportedProgram, name: str) -> None:
-    """Raises ``ImpureModule`` where the module writes its own buffers or draws random numbers."""
-    written = exported.graph_signature.buffers_to_mutate
-    if written:
-        raise ImpureModule(name=name, problem=f"writes its buffer {next(iter(written.values()))!r}", where=None)
-    for node in exported.graph.nodes:
-        if cleanup.draws_random(node):
-            line = trace_errors.source_line(node)
-            raise ImpureModule(name=name, problem=f"draws random numbers ({node.target})", where=line)
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch's tracer prints and warns about what we report ourselves."""
     logger = logging.getLogger("torch")
     level = logger.level

@@ -16,6 +16,7 @@ from scoregraph.graph.values import CondInput, HeadRef, Latent, NetRef, TimeConv
 
 if TYPE_CHECKING:
     from scoregraph.models.capture import TensorProgram
+    from scoregraph.models.energies import EnergyNetwork
 
 DTYPES = {"f32": torch.float32, "i64": torch.int64, "u8": torch.uint8}
 
@@ -44,7 +45,7 @@ class Network:
 
     def raw_conditions(self, batch: int, *, null: bool = False) -> tuple[Tensor, ...]:
         """Example values of every condition: the null values, or values within the bounds. Shapes [batch, *shape]."""
-        return tuple(_example(cond, batch, null) for cond in self.ref.conds)
+        return example_values(self.ref.conds, batch, null=null)
 
     def encode(self, *raw: Tensor) -> tuple[Tensor, ...]:
         """The encoded conditions as a tuple."""
@@ -58,22 +59,55 @@ class Network:
         """Example inputs of ``score``: unit noise, times over the range of the convention, encoded conditions."""
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(batch, *self.latent.shape, generator=generator)
-        low, high = _TIME_RANGE[self.ref.time]
-        t = torch.linspace(low, high, batch)
-        return (x, t, *self.encode(*self.raw_conditions(batch)))
+        return (x, example_times(self.ref.time, batch), *self.encode(*self.raw_conditions(batch)))
 
     def capture(self) -> dict[str, TensorProgram]:
         """The tensor programs by part: ``score``, ``encoder`` (where there is one) and ``head.<name>``."""
+        names = ["score", "encoder", *(f"head.{head}" for head in self.heads)]
+        captured = {part: self.capture_part(part) for part in names}
+        return {part: program for part, program in captured.items() if program is not None}
+
+    def capture_part(self, part: str, energies: Mapping[str, EnergyNetwork] | None = None) -> TensorProgram | None:
+        """One part by itself, None where there is nothing to compute (no encoder).
+
+        Besides those of ``capture`` there are the derivatives, which a graph asks for when it needs them:
+
+        ``score.divergence``                 (x, t, *encoded)        -> m, trace of dm/dx [n]
+        ``score.jvp``                        (x, t, *encoded, probe) -> m, probe^T (dm/dx) probe [n]
+        ``score.energy.grad:<energy>``       (x, t, *encoded, t of the energy [n], *values, p, q [n]) -> dE/dx
+        ``score.energy.root.grad:<energy>``  the same of sqrt(2 E)
+
+        The last two are gradients of E(x0) with x0 = p x + q m, through the network; ``energies`` has the energy by its
+        name. x is always the network's input, already times c_in, and the derivative is taken in that x.
+        """
         from scoregraph.models.capture import capture  # the tracer takes a second to import
 
-        name = self.ref.name
-        parts = {"score": capture(self.score, self.score_example(), name=f"{name}.score")}
-        if self.encoder is not None:
-            parts["encoder"] = capture(self.encoder, self.raw_conditions(3), name=f"{name}.encoder")
-        x = self.score_example()[0]
-        for head, module in self.heads.items():
-            parts[f"head.{head}"] = capture(module, (x,), name=f"{name}.{head}")
-        return parts
+        name = f"{self.ref.name}.{part}"
+        if part == "score":
+            return capture(self.score, self.score_example(), name=name)
+        if part == "encoder":
+            return None if self.encoder is None else capture(self.encoder, self.raw_conditions(3), name=name)
+        if part.startswith("head."):
+            head = part.removeprefix("head.")
+            return capture(self.heads[head], self.score_example()[:1], name=f"{self.ref.name}.{head}")
+
+        from scoregraph.models import gradients
+
+        given = self.score_example()
+        batch = len(given[0])
+        if part == "score.divergence":
+            return capture(gradients.Divergence(self.score), given, name=name, trace=gradients.differentiated)
+        if part == "score.jvp":
+            probe = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(2))
+            module = gradients.ProbedDivergence(self.score)
+            return capture(module, (*given, probe), name=name, trace=gradients.differentiated)
+        derivative, _, chosen = part.partition(":")
+        assert derivative in ("score.energy.grad", "score.energy.root.grad"), f"a network has no part {part!r}"
+        energy = (energies or {})[chosen]
+        rooted = derivative == "score.energy.root.grad"
+        joint = gradients.JointEnergyGradient(self.score, energy.energy, len(given) - 2, rooted=rooted)
+        p, q = torch.linspace(0.5, 1.0, batch), torch.linspace(-0.2, -0.6, batch)
+        return capture(joint, (*given, *energy.example(batch)[1:], p, q), name=name, trace=gradients.differentiated)
 
 
 def network(
@@ -130,6 +164,17 @@ _TIME_RANGE: dict[str, tuple[float, float]] = {
     "none": (0.0, 0.0),
 }
 """Typical times per convention, from noise to data, for examples."""
+
+
+def example_times(convention: TimeConvention, batch: int) -> Tensor:
+    """Times over the range of a convention, from noise to data: [batch]."""
+    low, high = _TIME_RANGE[convention]
+    return torch.linspace(low, high, batch)
+
+
+def example_values(conds: Sequence[CondInput], batch: int, *, null: bool = False) -> tuple[Tensor, ...]:
+    """Example values of each condition: the null value, or values within its bounds. Shapes [batch, *shape]."""
+    return tuple(_example(cond, batch, null) for cond in conds)
 
 
 def _example(cond: CondInput, batch: int, null: bool) -> Tensor:

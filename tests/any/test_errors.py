@@ -397,6 +397,7 @@ MISTAKES: dict[str, Callable] = {
     "SG309": captured(lambda x: x, 3),
     "SG310": lambda: models.from_module(Denoiser(), EXAMPLES, x="image", prediction="eps"),
     "SG311": lambda: models.from_module(Denoiser(out=3), EXAMPLES, prediction="eps"),
+    "SG312": lambda: models.energy(Running(), (torch.randn(2, 4), torch.rand(2)), time="flow"),
     "SG320": unknown_weights,
     "SG401": uncovered_operator,
     "SG402": uncovered_node,
