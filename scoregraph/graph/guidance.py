@@ -16,8 +16,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scoregraph.errors import OptionOutOfRange, here
+from scoregraph.errors import BadWeights, OptionOutOfRange, here
 from scoregraph.graph import options
+from scoregraph.graph.mixture import At, Mix
 from scoregraph.graph.spec import Spec
 from scoregraph.graph.table import StepTable, check_weights
 
@@ -40,18 +41,38 @@ class Guidance(Spec):
         """How many predictions the rule mixes."""
         return len(self.roles)
 
-    def weights(self, step: int, steps: int, alpha: float, sigma: float) -> tuple[float, ...]:
-        """The weight of each branch at loop step ``step`` of ``steps``, at the point (alpha, sigma). Their sum is 1."""
+    def weights(self, step: int, steps: int, alpha: float, sigma: float) -> tuple[float, ...] | None:
+        """The weight of each branch at loop step ``step`` of ``steps``, at the point (alpha, sigma). Their sum is 1.
+
+        A rule with a ``combine`` of its own gives the weights of the steps in which it is off, and None where
+        ``combine`` decides.
+        """
         raise TypeError(f"{type(self).__name__} does not define weights")
+
+    def memory(self) -> tuple[str, ...]:
+        """The registers that ``combine`` reads and keeps from call to call, by name (a running average, say)."""
+        return ()
+
+    def numbers(self, step: int, steps: int, alpha: float, sigma: float) -> dict[str, float]:
+        """Numbers of the rule's own that change along the way, by name: ``at[name]`` in ``combine``."""
+        return {}
+
+    def combine(self, branches: tuple[Mix, ...], at: At) -> Mix:
+        """The guided prediction, where it takes more than weights: anything that ``graph.mixture`` can say."""
+        raise TypeError(f"{type(self).__name__} does not define combine")
 
     def table_weights(self, table: StepTable) -> tuple[tuple[float, ...], ...]:
         """The weights at every micro-step of a table, [rows][branches]; raises ``BadWeights`` if a sum is not 1."""
         steps = table.steps
         points = zip(steps, table.values("alpha"), table.values("sigma"), strict=True)
-        rows = tuple(self.weights(step, steps[-1] + 1, alpha, sigma) for step, alpha, sigma in points)
-        for i, row in enumerate(rows):
+        rows: list[tuple[float, ...]] = []
+        for i, (step, alpha, sigma) in enumerate(points):
+            row = self.weights(step, steps[-1] + 1, alpha, sigma)
+            if row is None:
+                raise BadWeights(problem=f"{self} gives no weights at micro-step {i}, and has no combine of its own")
             check_weights(row, self.branches, f"{self} at micro-step {i}")
-        return rows
+            rows.append(row)
+        return tuple(rows)
 
 
 @dataclass(frozen=True)
