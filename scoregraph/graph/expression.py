@@ -161,11 +161,13 @@ def where(condition: Value, a: Value, b: Value) -> Expr:
     return Expr("where", (constant(condition), constant(a), constant(b)))
 
 
-def trace(results: Sequence[Value], operands: int = 0) -> tuple[tuple[Instruction, ...], tuple[int, ...]]:
+def trace(
+    results: Sequence[Value], operands: int = 0, lift: Callable[[float], Expr] = constant
+) -> tuple[tuple[Instruction, ...], tuple[int, ...]]:
     """The instructions that compute ``results``, and the numbers of those values; equal subexpressions are one.
 
-    The first ``operands`` value numbers are operands of an elementwise program. Columns stay names here; whoever lays
-    out the table puts their numbers in.
+    The first ``operands`` value numbers are operands of an elementwise program. ``lift`` says what stands for a number,
+    so that numbers can become columns. Columns stay names here; whoever lays out the table puts their numbers in.
     """
     instructions: list[Instruction] = []
     numbers: dict[tuple[object, ...], int] = {}
@@ -173,6 +175,8 @@ def trace(results: Sequence[Value], operands: int = 0) -> tuple[tuple[Instructio
     def number(e: Expr) -> int:
         if e.op == "operand":
             return int(e.leaf[0])
+        if e.op == "const":
+            e = lift(float(e.leaf[0]))
         key = (e.op, *e.leaf, *(number(a) for a in e.args))
         if key not in numbers:
             numbers[key] = operands + len(instructions)

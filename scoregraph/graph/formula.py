@@ -33,4 +33,6 @@ class Formula(Spec):
     """(number of the estimate, q): the q-quantile of its absolute values over the sample."""
     per_sample: tuple[Instruction, ...] = ()
     coefficients: tuple[int, ...] = ()
-    """Which values of ``per_sample`` the machine's entries are."""
+    """Which values of ``per_sample`` the machine's entries are; none: the table's own numbers are used."""
+    observations: tuple[int, ...] = ()
+    """Which values of ``per_sample`` are recorded for the caller."""

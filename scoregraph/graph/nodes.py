@@ -445,6 +445,22 @@ class LogProb(Node, op="log_prob"):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Observe(Node, op="observe"):
+    """What a folded step shows of itself at each turn of its loop; passes make it of what a loop emits.
+
+    ``what`` is ``before`` or ``after`` (the state then), ``register`` (number ``index``, behind the step's first call),
+    ``statistic`` (number ``index`` of its formula's observations) or ``log_prob`` (its noise is register ``index``).
+    """
+
+    step: Node
+    what: str
+    index: int
+
+    def _result(self) -> Latent | v.Scalar:
+        return rules.observe(self.step.type, self.what)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Norm(Node, op="norm"):
     """The Euclidean length of ``a``, or of ``a - b``, over all elements of a sample."""
 

@@ -174,7 +174,11 @@ def single(answer: Pred | Logits | Hidden) -> Pred | Logits | Hidden:
 
 
 def step(rule: Spec, state: ValueType, preds: Sequence[ValueType], branches: int) -> Latent | Tokens:
-    """A sampler moves a latent by predictions of it, a select rule moves tokens by logits: by ``branches`` of them."""
+    """A sampler moves a latent by predictions of it, a select rule moves tokens by logits: by ``branches`` of them.
+
+    A step that several answers move is a folded one, whose table knows what each of them means: any parameterization,
+    or a gradient.
+    """
     if rule.family == "sampler":
         if isinstance(state, Tokens):
             raise DiscreteInContinuous(sampler=rule, got=state)
@@ -183,13 +187,10 @@ def step(rule: Spec, state: ValueType, preds: Sequence[ValueType], branches: int
         if isinstance(state, Latent):
             raise ContinuousInDiscrete(rule=rule, got=state)
         moved = expect(f"state of {rule}", state, Tokens)
-    answers = [_step_answer(rule, moved, pred) for pred in preds]
-    got = sum(answer.branches for answer in answers)
+    answers = [_step_answer(rule, moved, pred) for pred in preds if branches == 1 or not isinstance(pred, Grad)]
+    got = sum(answer.branches for answer in answers) + len(preds) - len(answers)
     if got != branches:
         raise BranchCount(rule=rule, expected=branches, got=got)
-    for answer in answers[1:]:
-        if single(answer) != single(answers[0]):
-            raise MixedPredictions(guidance=rule, first=single(answers[0]), other=single(answer))
     return moved
 
 
@@ -265,6 +266,17 @@ def inpaint(state: ValueType, known: ValueType, mask: ValueType, noise: ValueTyp
     if len(array.shape) != len(latent.shape) or any(size not in (1, full) for size, full in sizes):
         same_shape("mask of the inpainting (or 1 for a size)", latent.shape, array.shape)
     return latent
+
+
+OBSERVED = ("before", "after", "register", "statistic", "log_prob")
+
+
+def observe(step: ValueType, what: str) -> Latent | Scalar:
+    """A state or a register of a step is a latent, a statistic one number per sample."""
+    moved = expect("the step that is observed", step, Latent)
+    if what not in OBSERVED:
+        raise UnknownName(kind="observation", name=what, known=OBSERVED)
+    return Scalar("per-sample") if what in ("statistic", "log_prob") else moved
 
 
 def energy(net: NetRef | None, x: ValueType, values: Sequence[ValueType]) -> Latent:

@@ -1,14 +1,14 @@
 """A folded sampling graph becomes a draft plan: conditions once, then each loop over its table, then the heads.
 
 input, condition ─▶ calls of the encoder, once; the branches of guided scores interleaved per sample
-noise            ─▶ noise at the loop's first noise level, into register 0
-loop             ─▶ per row of the table: step_time, the networks' calls, sampler_step (which prepares the next x_in)
-decode           ─▶ calls of the head
+noise, renoise   ─▶ the state at the loop's first noise level, into register 0
+loop             ─▶ per row of its table, the networks' calls and one sampler step (``lower.loops``)
+decode, energy   ─▶ calls of the head, of the energy
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,9 @@ import numpy as np
 from scoregraph.errors import UncoveredNode
 from scoregraph.graph import nodes as n
 from scoregraph.graph import values as v
+from scoregraph.graph.energies import Energy
 from scoregraph.graph.graph import Graph
-from scoregraph.passes.lower import shape as shapes
+from scoregraph.passes.lower.loops import LoopLowering, drawing_rows
 from scoregraph.passes.lower.program import lower_program
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter, Value
@@ -35,19 +36,20 @@ Programs = Callable[[v.NetRef, str], "GraphModule | None"]
 """The tensor program of a part of a network (``score``, ``encoder``, ``head.<name>``); None: the identity."""
 
 
-def lower_sampling(graph: Graph, programs: Programs, device: str) -> Draft:
+def lower_sampling(graph: Graph, programs: Programs, device: str, *, bank: bool = False) -> Draft:
     """The draft plan of ``graph``.
 
     Args:
         graph: verified, tables and guidance folded.
         programs: gives the fused tensor program of each part of each network.
         device: the plan's device key.
+        bank: the caller gives all noise, as the input ``noise`` [B, draws, …], in the order in which it is drawn.
 
     Raises:
         UncoveredNode: a node that no backend compiles yet.
         UncoveredOperator: see ``lower_program``.
     """
-    return _Lowering(graph, programs, device).run()
+    return _Lowering(graph, programs, device, bank).run()
 
 
 @dataclass
@@ -55,19 +57,31 @@ class _Lowering:
     graph: Graph
     programs: Programs
     device: str
+    bank: bool = False
     drafter: Drafter = field(init=False)
+    draws: dict[int, int] = field(default_factory=dict[int, int])
+    bank_input: Value | None = None
     known: dict[n.Node, Value] = field(default_factory=dict[n.Node, Value])
     encoded: dict[n.Node, tuple[Value, ...]] = field(default_factory=dict[n.Node, tuple[Value, ...]])
+    loops: dict[n.Node, list[Value]] = field(default_factory=dict[n.Node, list[Value]])
+    emitted: dict[str, Value] = field(default_factory=dict[str, Value])
 
     def __post_init__(self) -> None:
         self.drafter = Drafter(self.graph.name, self.device)
 
     def run(self) -> Draft:
         self.drafter.begin("prologue")
+        if self.bank:
+            self._open_bank()
         for name, node in self.graph.outputs:
-            value = self.drafter.dense(self.value(node), name)
-            self.drafter.outputs.append(OutputSpec(name=name, buffer=int(self.drafter.ref(value)[1:])))
+            self._output(name, self.value(node))
+        for name, value in self.emitted.items():
+            self._output(name, value)
         return self.drafter.build()
+
+    def _output(self, name: str, value: Value) -> None:
+        value = self.drafter.dense(value, name)
+        self.drafter.outputs.append(OutputSpec(name=name, buffer=int(self.drafter.ref(value)[1:])))
 
     def refuse(self, node: n.Node, reason: str, cure: str) -> UncoveredNode:
         return UncoveredNode(node=node.op, device=self.device, reason=reason, help=cure, where=self.graph.place(node))
@@ -85,18 +99,41 @@ class _Lowering:
             case n.Input():
                 return self._input(node)
             case n.Get():
-                return self._loop(node)
+                return self._loop(node.loop)[node.index]
             case n.HeadDecode(rows=None):
                 x = self.value(node.x)
-                return self._program(node.net, f"head.{node.head}", [x])[0]
+                return self.program(node.net, f"head.{node.head}", [x])[0]
             case n.Emit():
                 return self.value(node.value)
             case n.Noise():
                 return self._noise(node.latent, node.site, 1.0)
             case n.Constant():
                 return self._constant(node)
+            case n.Energy():
+                return self._energy(node)
+            case n.Within():
+                return self._within(node)
             case _:
                 raise self.refuse(node, "no backend computes it yet", "build the graph without it for now")
+
+    def _energy(self, node: n.Energy) -> Value:
+        """An energy of a finished sample, times its scale."""
+        if node.net is None or not isinstance(node.energy, Energy):
+            raise self.refuse(node, "it has no network that says the energy", "give g.validate(…, net=…)")
+        times = [] if node.net.time == "none" else [self.filled((Batch(),), 0.0, "f32", "time0")]
+        values = [self.value(node.x), *times, *(self.value(value) for value in node.values)]
+        found = self.drafter.dense(self.program(node.net, "energy", values)[0], node.net.name)
+        y = self.drafter.new((Batch(),), name="energy")
+        program = [["const", node.energy.scale], ["mul", 0, 1]]
+        self.drafter.call("pointwise", {"x0": found}, {"y": y}, {"program": program}, node.net.name)
+        return y
+
+    def _within(self, node: n.Within) -> Value:
+        """1 where a number is at most the limit, else 0."""
+        y = self.drafter.new((Batch(),), name="within")
+        program = [["const", node.limit], ["less", 1, 0], ["const", 1.0], ["sub", 3, 2]]
+        self.drafter.call("pointwise", {"x0": self.value(node.value)}, {"y": y}, {"program": program}, "within")
+        return y
 
     def _input(self, node: n.Input) -> Value:
         match node.of:
@@ -127,9 +164,9 @@ class _Lowering:
 
     def _constant(self, node: n.Constant) -> Value:
         assert isinstance(node.of, v.Array)
-        return self._filled((Batch(), *node.of.shape), node.value, node.of.dtype, "constant")
+        return self.filled((Batch(), *node.of.shape), node.value, node.of.dtype, "constant")
 
-    def _filled(self, shape: Sequence[int | Batch], value: float, dtype: str, name: str) -> Value:
+    def filled(self, shape: Sequence[int | Batch], value: float, dtype: str, name: str) -> Value:
         if dtype != "f32":  # the op fill writes f32; one stored number, seen at every index, is any type
             one = self.drafter.as_buffer(self.drafter.constant(np.full((1,), value, NUMPY[dtype]), name))
             return Value(one.storage, tuple(shape), (0,) * len(shape), 0, dtype)
@@ -139,16 +176,40 @@ class _Lowering:
 
     def _noise(self, latent: v.Latent, site: int, scale: float) -> Value:
         x = self.drafter.new((Batch(), *latent.shape), name=f"noise{site}")
-        self.drafter.call("noise", {}, {"x": x}, {"site": site, "micro": 0, "scale": scale}, f"noise{site}")
+        attrs = {"site": site, "micro": 0, "scale": scale}
+        attrs |= {"draw": self.draws[site]} if self.bank else {}
+        self.drafter.call("noise", {"bank": self.bank_input}, {"x": x}, attrs, f"noise{site}")
         return x
 
-    def _program(self, net: v.NetRef, part: str, inputs: Sequence[Value]) -> list[Value]:
+    def _open_bank(self) -> None:
+        """The input that holds all noise: first that of every noise node, then that of every row that draws."""
+        shapes: set[tuple[int, ...]] = set()
+        total = 0
+        for node in self.graph.nodes:
+            if isinstance(node, n.Noise):
+                shapes.add(node.latent.shape)
+                self.draws[node.site] = total
+                total += 1
+        for node in self.graph.nodes:
+            if isinstance(node, n.SamplerStep) and node.table is not None and (count := sum(drawing_rows(node))):
+                assert isinstance(node.state.type, v.Latent)
+                shapes.add(node.state.type.shape)
+                self.draws[node.site] = total
+                total += count
+        if len(shapes) != 1:
+            noise = next(node for node in self.graph.nodes if isinstance(node, n.Noise | n.SamplerStep))
+            raise self.refuse(noise, "a noise bank for latents of several shapes", "compile without noise='bank'")
+        self.bank_input = self.drafter.new((Batch(), total, *shapes.pop()), name="noise")
+        self.drafter.bank = int(self.bank_input.storage[1:])
+        self.drafter.inputs.append(InputSpec(name="noise", buffer=self.drafter.bank))
+
+    def program(self, net: v.NetRef, part: str, inputs: Sequence[Value]) -> list[Value]:
         module = self.programs(net, part)
         if module is None:
             return list(inputs)
         return lower_program(self.drafter, module, inputs, f"{net.name}.{part}")
 
-    def _condition(self, node: n.Node) -> tuple[Value, ...]:
+    def condition(self, node: n.Node) -> tuple[Value, ...]:
         """The encoded tensors of one branch, [B, …] each."""
         if node not in self.encoded:
             if not isinstance(node, n.Condition):
@@ -157,110 +218,47 @@ class _Lowering:
                 raw = [self.value(value) for value in node.values]
             else:
                 raw = [
-                    self._filled((Batch(), *cond.shape), cond.null or 0.0, cond.dtype, f"null.{cond.name}")
+                    self.filled((Batch(), *cond.shape), cond.null or 0.0, cond.dtype, f"null.{cond.name}")
                     for cond in node.net.conds
                 ]
-            self.encoded[node] = tuple(self._program(node.net, "encoder", raw))
+            self.encoded[node] = tuple(self.program(node.net, "encoder", raw))
         return self.encoded[node]
 
     # --- loops -----------------------------------------------------------------------------------
 
-    def _loop(self, node: n.Get) -> Value:
-        loop = node.loop
+    def _loop(self, loop: n.Node) -> list[Value]:
+        """The values that leave a loop; what it emits is kept for the outputs."""
         if not isinstance(loop, n.Loop):
             raise self.refuse(loop, "its number of steps depends on data", "use a loop over a schedule")
-        if len(loop.init) != 1 or loop.emits:
-            what = "emits inside the loop" if loop.emits else f"{len(loop.init)} carried values"
-            raise self.refuse(loop, what, "carry one state and emit after the loop")
-        step = loop.results[0]
-        if not isinstance(step, n.SamplerStep) or step.table is None or not isinstance(step.state, n.LoopVar):
-            raise self.refuse(
-                step, "the loop does not end in one continuous sampler step", "use step.advance(sampler, …)"
-            )
-        scores: list[n.Score] = []
-        for pred in step.preds:
-            if not isinstance(pred, n.Score) or not isinstance(pred.x, n.LoopVar):
-                raise self.refuse(
-                    pred, "it cannot be folded into the sampler step", "combine plain scores of the state"
-                )
-            scores.append(pred)
+        if loop not in self.loops:
+            self.loops[loop], emitted = LoopLowering(self, loop).run()
+            self.emitted.update(emitted)
+        return self.loops[loop]
 
-        table = step.table
-        registers, latent = self._registers(loop.init[0], table)
-        conditions = [self._branches(score) for score in scores]
-        number = self.drafter.table(loop.name, table.columns, table.float32())
-        inputs = [
-            self.drafter.new((Batch(len(score.conds)), *latent), name=f"{loop.name}.x_in{i}")
-            for i, score in enumerate(scores)
-        ]
-        c_in = table.columns.index("c_in")
-        attrs = {"table": number, "column": c_in}
-        self.drafter.call("step_input", {"x": registers[0]}, {"xin": inputs[0]}, {**attrs, "row": 0}, loop.name)
-
-        self.drafter.begin(loop.name, number)
-        answers: list[Value] = []
-        for i, score in enumerate(scores):
-            if i:
-                self.drafter.call("step_input", {"x": registers[0]}, {"xin": inputs[i]}, attrs, loop.name)
-            t = self.drafter.new((Batch(len(score.conds)),), name=f"{loop.name}.t{i}")
-            self.drafter.call("step_time", {}, {"t": t}, {"table": number, "column": 0}, loop.name)
-            answer = self._program(score.net, "score", [inputs[i], t, *conditions[i]])[0]
-            answers.append(self.drafter.dense(answer, score.net.name))
-        self._sampler_step(step, table, number, registers, answers, inputs[0])
-        self.drafter.begin(f"after-{loop.name}")
-        return registers[0]
-
-    def _registers(self, init: n.Node, table: StepTable) -> tuple[list[Value], tuple[int, ...]]:
-        """The state and the sampler's memory before the first step."""
-        match init.type:
-            case v.Noise() if isinstance(init, n.Noise):
-                x = self._noise(init.latent, init.site, table.init_scale)
-                latent = init.latent.shape
-            case v.Latent():
-                given = self.value(init)
+    def start(self, node: n.Node, table: StepTable, number: int) -> Value:
+        """The state before the first step of a loop."""
+        match node:
+            case n.Noise():
+                return self._noise(node.latent, node.site, table.init_scale)
+            case n.Renoise():
+                return self._renoise(node, table, number)
+            case _ if isinstance(node.type, v.Latent):
+                given = self.value(node)
                 x = self.drafter.new(given.shape, name="x")
                 self.drafter.call("copy", {"x": given}, {"y": x}, site="x")
-                latent = init.type.shape
+                return x
             case _:
-                raise self.refuse(init, "a loop cannot start from it", "start from g.noise(net.latent) or a latent")
-        memory = [self._filled(x.shape, 0.0, "f32", name) for name in table.registers[1:]]
-        return [x, *memory], latent
+                raise self.refuse(node, "a loop cannot start from it", "start from g.noise(net.latent) or a latent")
 
-    def _branches(self, score: n.Score) -> list[Value]:
-        """Each encoded condition for all branches: [KB, …], branch j of sample b in row b*K + j."""
-        per_branch = [self._condition(cond) for cond in score.conds]
-        count = len(per_branch)
-        if count == 1:
-            return list(per_branch[0])
-        stacked: list[Value] = []
-        for parts in zip(*per_branch, strict=True):
-            shape = parts[0].shape[1:]
-            whole = self.drafter.new((Batch(count), *shape), parts[0].dtype, "branches")
-            split = shapes.view(self.drafter, whole, (Batch(), count, *shape), "branches")
-            for j, part in enumerate(parts):
-                target = shapes.select(split, 1, j)
-                self.drafter.call("copy", {"x": self.drafter.as_buffer(part)}, {"y": target}, site="branches")
-            stacked.append(whole)
-        return stacked
-
-    def _sampler_step(
-        self,
-        step: n.SamplerStep,
-        table: StepTable,
-        number: int,
-        registers: Sequence[Value],
-        answers: Sequence[Value],
-        x_in: Value,
-    ) -> None:
-        state: Mapping[str, Value] = {f"r{i}": r for i, r in enumerate(registers)}
-        preds = {f"p{i}": m for i, m in enumerate(answers)}
-        column = table.columns.index
-        attrs = {
-            "table": number,
-            "a": column("a0_0"),
-            "b": column("b0_0"),
-            "c": column("c0"),
-            "cin": column("c_in"),
-            "site": step.site,
-        }
-        self.drafter.call("sampler_step", {**state, **preds}, {**state, "xin": x_in}, attrs, str(step.rule))
+    def _renoise(self, node: n.Renoise, table: StepTable, number: int) -> Value:
+        """alpha clean + sigma noise, at the point of the first row."""
+        clean, noise = self.value(node.x), self.value(node.noise)
+        parts: list[Value] = []
+        for value, column in ((clean, "alpha"), (noise, "sigma")):
+            parts.append(self.drafter.new(noise.shape, name=column))
+            attrs = {"table": number, "column": table.column(column), "row": 0}
+            self.drafter.call("step_input", {"x": value}, {"xin": parts[-1]}, attrs, "renoise")
+        x = self.drafter.new(noise.shape, name="x")
+        ins = {f"x{i}": part for i, part in enumerate(parts)}
+        self.drafter.call("pointwise", ins, {"y": x}, {"program": [["add", 0, 1]]}, "renoise")
+        return x

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from scoregraph.graph import nodes as n
 from scoregraph.graph.graph import Graph
+from scoregraph.graph.table import StepTable
 from scoregraph.plan.schema import Call, Constant, Plan, Table
 
 
@@ -20,22 +21,22 @@ def replace_tables(plan: Plan, arrays: Mapping[int, np.ndarray], graph: Graph) -
         graph: folded; its loops have the names of the plan's tables.
     """
     constants, made = list(plan.constants), dict(arrays)
-    loops = {node.name: node for node in graph.nodes if isinstance(node, n.Loop)}
-    scales: dict[int, float] = {}
+    steps = {name: step for node in graph.nodes if isinstance(node, n.Loop) for name, step in _steps(node)}
+    scales = {
+        loop.init[i].site: step.table.init_scale
+        for loop in graph.nodes
+        if isinstance(loop, n.Loop)
+        for i, step in enumerate(loop.results)
+        if isinstance(loop.init[i], n.Noise) and isinstance(step, n.SamplerStep) and step.table is not None
+    }
     tables: list[Table] = []
     for table in plan.tables:
-        loop = loops[table.name]
-        step = loop.results[0]
-        assert isinstance(step, n.SamplerStep), "a table belongs to a sampler step"
-        assert step.table is not None, "the graph is folded"
         number = len(constants)
-        values = step.table.float32()
+        new = steps[table.name]
+        values = new.float32()
         constants.append(Constant(id=number, name=f"table.{table.name}", shape=values.shape))
         made[number] = values
-        update = {"rows": len(values), "columns": step.table.columns, "constant": number}
-        tables.append(table.model_copy(update=update))
-        if isinstance(loop.init[0], n.Noise):
-            scales[loop.init[0].site] = step.table.init_scale
+        tables.append(table.model_copy(update={"rows": len(values), "columns": new.columns, "constant": number}))
 
     def rescaled(call: Call) -> Call:
         if call.op != "noise" or call.attrs["site"] not in scales:
@@ -46,3 +47,17 @@ def replace_tables(plan: Plan, arrays: Mapping[int, np.ndarray], graph: Graph) -
     # The old tables stay as constants that nothing reads: numbering is by position, and they are small.
     update = {"constants": tuple(constants), "tables": tuple(tables), "segments": segments}
     return plan.model_copy(update=update), made
+
+
+def _steps(loop: n.Loop) -> Iterator[tuple[str, StepTable]]:
+    """The tables of a loop by their names in a plan."""
+    for i, step in enumerate(loop.results):
+        assert isinstance(step, n.SamplerStep | n.LoopVar), "the graph is folded"
+        if isinstance(step, n.SamplerStep):
+            assert step.table is not None, "the graph is folded"
+            yield table_name(loop, i), step.table
+
+
+def table_name(loop: n.Loop, index: int) -> str:
+    """What a plan calls the table of a loop's carried value number ``index``."""
+    return loop.name if index == 0 else f"{loop.name}.{index}"

@@ -1,10 +1,11 @@
-"""Evaluate schedule and sampler at compile time: every step becomes a row of numbers in float64.
+"""Evaluate schedule and sampler at compile time: every step becomes rows of numbers in float64.
 
 step dpmpp_2m() on karras(steps=12)   ──▶   step dpmpp_2m() with a table of 12 rows
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from scoregraph.graph.graph import Graph
 from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.rewrite import rewrite
 from scoregraph.graph.samplers import Sampler
-from scoregraph.graph.schedules import Schedule
+from scoregraph.graph.schedules import Point, Schedule
 from scoregraph.graph.spec import Spec
 from scoregraph.graph.table import StepTable
 from scoregraph.passes.base import Fuel, Miss, PassResult
@@ -22,7 +23,11 @@ from scoregraph.passes.base import Fuel, Miss, PassResult
 
 @dataclass(frozen=True)
 class FoldTables:
-    """Continuous sampler steps without a table get theirs; its conventions are those of the network they follow."""
+    """Continuous sampler steps without a table get theirs; its conventions are those of the networks they follow.
+
+    A table's ``t`` and ``c_in`` are those of the first network. Networks that read time otherwise, or scale their input
+    otherwise, get columns of their own: ``t.<convention>``, ``c_in.<parameterization>``.
+    """
 
     name: ClassVar[str] = "fold-tables"
 
@@ -49,28 +54,63 @@ class FoldTables:
         return PassResult(graph, count, {"micro_steps": rows}, tuple(misses))
 
 
-def _networks(pred: n.Node) -> list[n.Score]:
-    """The scores that a prediction is made of."""
-    if isinstance(pred, n.Score):
-        return [pred]
-    return [score for operand in pred.operands for score in _networks(operand)]
+def networks(pred: n.Node) -> Iterator[v.NetRef]:
+    """The networks that are evaluated for a prediction, in order, some of them more than once."""
+    if isinstance(pred, n.Score | n.EnergyGrad | n.Divergence) and pred.net is not None:
+        yield pred.net
+    for operand in pred.operands:
+        yield from networks(operand)
 
 
 def _refusal(step: n.SamplerStep, schedule: Spec | None) -> str | None:
     if not isinstance(step.rule, Sampler):
         return "a select rule has no table"
+    if step.rule.adaptive:
+        return "it chooses its own steps"
     if not isinstance(schedule, Schedule):
         return f"{schedule} is not a schedule of noise levels"
-    conventions = {score.net.time for pred in step.preds for score in _networks(pred)}
-    if len(conventions) != 1:
-        return f"its networks read time as {' and '.join(sorted(conventions)) or 'nothing'}, a row has one time"
+    if not list(networks(step.preds[0])):
+        return "no network is evaluated for it"
+    scaled: dict[str, Prediction] = {}
+    for net in networks(step.preds[0]):
+        if net.prediction is not None and scaled.setdefault(net.prediction.name, _of(net)) != net.prediction:
+            return f"two of its networks answer {net.prediction.name} with different options"
     return None
+
+
+def _of(net: v.NetRef) -> Prediction:
+    assert isinstance(net.prediction, Prediction)
+    return net.prediction
 
 
 def _table(step: n.SamplerStep, schedule: Spec | None) -> StepTable:
     assert isinstance(step.rule, Sampler)
     assert isinstance(schedule, Schedule)
-    net = _networks(step.preds[0])[0].net
-    assert isinstance(net.latent, v.Latent), "only continuous networks have samplers"
-    assert isinstance(net.prediction, Prediction)
-    return step.rule.table(schedule, net.prediction, net.time, net.latent.space)
+    latent, pred = step.state.type, step.preds[0]
+    assert isinstance(latent, v.Latent), "only continuous networks have samplers"
+    assert isinstance(pred.type, v.Pred)
+    assert isinstance(pred.type.prediction, Prediction)
+    nets = list(networks(pred))
+    corrected = isinstance(pred, n.Correct)
+    table = step.rule.table(schedule, pred.type.prediction, nets[0].time, latent.space, corrected=corrected)
+    grid = schedule.grid().in_space(latent.space)
+    points = [Point(a, s) for a, s in zip(table.values("alpha"), table.values("sigma"), strict=True)]
+    columns: dict[str, list[float]] = {}
+    for net in nets:
+        if net.time not in (nets[0].time, "none"):
+            columns[f"t.{net.time}"] = [grid.time_at(at, net.time) for at in points]
+        if net.prediction not in (None, pred.type.prediction):
+            prediction = _of(net)
+            columns[f"c_in.{prediction.name}"] = [prediction.c_in(at.alpha, at.sigma) for at in points]
+    return table.with_report(**columns)
+
+
+def time_column(table: StepTable, net: v.NetRef) -> str:
+    """The column from which a network's time is read."""
+    return f"t.{net.time}" if f"t.{net.time}" in table.columns else "t"
+
+
+def scale_column(table: StepTable, net: v.NetRef) -> str:
+    """The column from which the factor on a network's input is read."""
+    name = f"c_in.{net.prediction.name}" if net.prediction is not None else ""
+    return name if name in table.columns else "c_in"

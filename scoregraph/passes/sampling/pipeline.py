@@ -5,13 +5,17 @@ from __future__ import annotations
 from scoregraph.graph.graph import Graph
 from scoregraph.passes.base import Pass
 from scoregraph.passes.sampling.batch_branches import BatchBranches
-from scoregraph.passes.sampling.fold_guidance import FoldGuidance
+from scoregraph.passes.sampling.drop_dead_branches import DropDeadBranches
+from scoregraph.passes.sampling.fold_step import FoldStep
 from scoregraph.passes.sampling.fold_tables import FoldTables
 
 SAMPLING_PASSES: tuple[Pass[Graph], ...] = (
     # First, since everything later works on tables: it needs the networks behind a fusion, which are still in sight.
     FoldTables(),
-    # Before guidance is folded: a fusion says which scores belong together, a step's operands no longer do.
+    # Guidance, corrections and what is emitted go into the step; from here on a step reads plain answers.
+    FoldStep(),
+    # Behind the folding, where all answers of a step stand side by side however deeply they were nested.
     BatchBranches(),
-    FoldGuidance(),
+    # Last: which answers a row reads is known when nothing changes their order any more.
+    DropDeadBranches(),
 )

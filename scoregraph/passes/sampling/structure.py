@@ -9,6 +9,8 @@ from __future__ import annotations
 from scoregraph.graph import nodes as n
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.nodes import field_kinds
+from scoregraph.graph.table import StepTable
+from scoregraph.passes.sampling.drop_dead_branches import variant_keys
 
 
 def structure(graph: Graph) -> str:
@@ -26,10 +28,18 @@ def structure(graph: Graph) -> str:
             elif not _in_table(node, name):
                 parts.append(repr(value))
         if isinstance(node, n.SamplerStep) and node.table is not None:
-            parts.append(f"{node.table.registers} {node.table.branches}")
+            parts.append(_shape(node, node.table))
         lines.append(f"{node.op} {' '.join(parts)}")
     lines += [f"{name} = {number[node]}" for name, node in graph.outputs]
     return "\n".join(lines)
+
+
+def _shape(step: n.SamplerStep, table: StepTable) -> str:
+    """What a plan's calls depend on in a table: its columns, the answers that its variants read."""
+    variants = list(variant_keys(table)) if "live" in table.columns else []
+    # Records have room for every step, and a noise bank for every row that draws.
+    room = f"{table.steps[-1] + 1} steps" if "called" in table.columns else ""
+    return f"{table.registers} {table.columns} {variants} {room}"
 
 
 def _in_table(node: n.Node, field: str) -> bool:
