@@ -18,10 +18,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scoregraph import models
+    from scoregraph import models, samplers
     from scoregraph.compiler import compile
     from scoregraph.errors import ScoregraphError
-    from scoregraph.graph import guidance, samplers, schedules, select
+    from scoregraph.graph import guidance, schedules, select
     from scoregraph.graph import prediction as predictions
     from scoregraph.graph.builder import GraphBuilder
     from scoregraph.graph.graph import Graph
@@ -39,7 +39,7 @@ _HOME = {
     "models": "scoregraph.models",
     "parse": "scoregraph.graph.text:parse",
     "predictions": "scoregraph.graph.prediction",
-    "samplers": "scoregraph.graph.samplers",
+    "samplers": "scoregraph.samplers",
     "schedules": "scoregraph.graph.schedules",
     "select": "scoregraph.graph.select",
 }

@@ -122,3 +122,37 @@ class BadTable(ScoregraphError):
     title = "not a step table"
     message = "{problem}"
     cure = "make the table again with sampler.table(schedule, prediction, time, space)"
+
+
+class CannotImport(ScoregraphError):
+    """A scheduler of another library cannot become a table.
+
+    ``samplers.from_diffusers`` reads schedulers whose step is linear in the sample, the network's answer and the noise.
+    A clamp (``clip_sample``, ``thresholding``), a step size taken from the data, a second input (``mask``) or tokens
+    instead of a sample are not. The message names what it was; if another setting would do, the cure says it::
+
+        DDPMScheduler()                                      # refused: clip_sample=True
+        DDPMScheduler(clip_sample=False)                     # and step.clamp(pred) for the clamp, if it is wanted
+    """
+
+    code = "SG209"
+    title = "scheduler cannot be imported"
+    message = "{scheduler} cannot be imported: {reason}"
+    cure = "{cure}"
+
+
+class ImportedElsewhere(ScoregraphError):
+    """A sampler that was read from another library's scheduler is used where its numbers do not hold.
+
+    Such a sampler is a table of numbers. It walks the schedule that came with it, in the space of its state, with the
+    network that the scheduler assumed::
+
+        imported = sg.samplers.from_diffusers(scheduler, 20)
+        with g.loop(imported.schedule, g.noise(net)) as step:       # not schedules.karras(20)
+            step.advance(imported.sampler, g.score(net, step))
+    """
+
+    code = "SG210"
+    title = "imported sampler used elsewhere"
+    message = "this imported sampler is for {has}, not for {got}"
+    cure = "loop over the schedule that was imported with it, with the network it was configured for; or import it anew"
