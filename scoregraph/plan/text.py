@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scoregraph.plan.schema import Buffer, Call, Plan
+from scoregraph.plan.schema import Buffer, Call, Plan, Segment
 
 
 def plan_text(plan: Plan) -> str:
@@ -11,7 +11,8 @@ def plan_text(plan: Plan) -> str:
     lines = [f"plan {plan.name} for {plan.device}"]
     for spec in plan.inputs:
         bounds = "" if spec.low is None and spec.high is None else f" in {spec.low:g}..{spec.high:g}"
-        lines.append(f"input  {spec.name} = b{spec.buffer} {_shape(plan.buffers[spec.buffer])}{bounds}")
+        role = ", in place of generated noise" if spec.buffer == plan.bank else ""
+        lines.append(f"input  {spec.name} = b{spec.buffer} {_shape(plan.buffers[spec.buffer])}{bounds}{role}")
     lines += [f"output {spec.name} = b{spec.buffer} {_shape(plan.buffers[spec.buffer])}" for spec in plan.outputs]
     stored = sum(b.view is None for b in plan.buffers)
     size = f", {weights / 1e6:.1f} MB" if weights else ""
@@ -19,10 +20,33 @@ def plan_text(plan: Plan) -> str:
     for segment in plan.segments:
         if not segment.calls:
             continue
-        turns = "once" if segment.table is None else f"{plan.tables[segment.table].rows} times"
-        lines.append(f"\n{segment.name}, {turns}: {len(segment.calls)} calls")
-        lines += [f"  {_call(plan, call)}" for call in segment.calls]
+        lines.append(f"\n{segment.name}, {_turns(plan, segment)}: {len(segment.calls)} calls")
+        for use in segment.networks:
+            branches = "" if use.branches == 1 else f", {use.branches} branches"
+            lines.append(f"  evaluates {use.name}{branches}{_rows(use.variants)}")
+        lines += [f"  {_call(plan, call)}{_rows(call.variants)}" for call in segment.calls]
     return "\n".join(lines) + "\n"
+
+
+def _turns(plan: Plan, segment: Segment) -> str:
+    """``20 times, rows of variants by column 7``; ``up to 500 rounds of 2 while b3``."""
+    rows = None if segment.table is None else plan.tables[segment.table]
+    kinds = "" if rows is None or segment.variant is None else f", variants by {_column(rows.columns, segment.variant)}"
+    if segment.repeat is None:
+        return ("once" if rows is None else f"{rows.rows} times") + kinds
+    steps = "" if rows is None else f" of {rows.rows}"
+    ends = "" if segment.repeat.strict else ", then as it is"
+    return f"up to {segment.repeat.limit} rounds{steps} while b{segment.repeat.active}{ends}{kinds}"
+
+
+def _column(columns: tuple[str, ...], number: int) -> str:
+    return columns[number] if number < len(columns) else f"column {number}"
+
+
+def _rows(variants: tuple[int, ...]) -> str:
+    """``  in variants 0, 2``, or nothing for all rows."""
+    plural = "" if len(variants) == 1 else "s"
+    return f"  in variant{plural} {', '.join(map(str, variants))}" if variants else ""
 
 
 def _shape(buffer: Buffer) -> str:

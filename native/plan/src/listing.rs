@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::exec::Program;
-use crate::schema::{Buffer, Ref, Slot};
+use crate::schema::{Buffer, PlanFile, Ref, Segment, Slot};
 
 /// What will run, in order.
 pub fn listing(program: &Program) -> String {
@@ -17,14 +17,10 @@ pub fn listing(program: &Program) -> String {
             writeln!(text, "input  {} = b{}{}", input.name, input.buffer, shape_of(plan.buffers.iter(), input.buffer));
     }
     for segment in &plan.segments {
-        let table = segment.table.and_then(|id| plan.tables.iter().find(|table| table.id == id));
-        match table {
-            Some(table) => {
-                let _ = writeln!(text, "loop {} over {} rows of {}:", segment.name, table.rows, table.name);
-            }
-            None => {
-                let _ = writeln!(text, "once {}:", segment.name);
-            }
+        let _ = writeln!(text, "{}:", turns_of(plan, segment));
+        for network in &segment.networks {
+            let rows = rows_of(&network.variants);
+            let _ = writeln!(text, "        evaluates {} for {} branch(es){rows}", network.name, network.branches);
         }
         for (number, call) in segment.calls.iter().enumerate() {
             let operand = |(role, reference): (&String, &Ref)| match reference {
@@ -36,11 +32,12 @@ pub fn listing(program: &Program) -> String {
             let attrs: String = call.attrs.iter().map(|(name, value)| format!(" {name}={value}")).collect();
             let _ = writeln!(
                 text,
-                "  {number:>4}  {} <- {}({}){attrs}  # {}",
+                "  {number:>4}  {} <- {}({}){attrs}  # {}{}",
                 outs.join(", "),
                 call.op,
                 ins.join(", "),
-                call.site
+                call.site,
+                rows_of(&call.variants)
             );
         }
     }
@@ -54,6 +51,28 @@ pub fn listing(program: &Program) -> String {
         );
     }
     text
+}
+
+/// `loop steps over 20 rows of table euler, variants by column 7, up to 500 rounds while b3`, `once start`.
+fn turns_of(plan: &PlanFile, segment: &Segment) -> String {
+    let table = segment.table.and_then(|id| plan.tables.iter().find(|table| table.id == id));
+    let mut text = if segment.is_loop() { format!("loop {}", segment.name) } else { format!("once {}", segment.name) };
+    if let Some(table) = table {
+        let _ = write!(text, " over {} rows of {}", table.rows, table.name);
+    }
+    if let Some(column) = segment.variant {
+        let _ = write!(text, ", variants by column {column}");
+    }
+    if let Some(repeat) = &segment.repeat {
+        let end = if repeat.strict { "" } else { ", then as it is" };
+        let _ = write!(text, ", up to {} rounds while b{}{end}", repeat.limit, repeat.active);
+    }
+    text
+}
+
+/// `, in variants [0, 2]`, or nothing for all rows.
+fn rows_of(variants: &[u64]) -> String {
+    if variants.is_empty() { String::new() } else { format!(", in variants {variants:?}") }
 }
 
 fn shape_of<'a>(mut buffers: impl Iterator<Item = &'a Buffer>, id: u64) -> String {
