@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from scoregraph import backends, cache
@@ -22,22 +22,25 @@ from scoregraph.runtime import CompiledPlan
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+    from scoregraph.models.energies import EnergyNetwork
     from scoregraph.models.network import Network
     from scoregraph.passes.base import Pass
     from scoregraph.plan.draft import Draft
     from scoregraph.plan.schema import Plan
+
+    Target = Graph | GraphBuilder | Network | EnergyNetwork
 
 RECIPES = ("none",)
 """What ``quant`` may be."""
 
 
 def compile(
-    target: Graph | GraphBuilder | Network,
+    target: Target,
     *,
     device: str = "cpu",
     quant: str = "none",
     threads: int | None = None,
-    networks: Mapping[str, Network] | None = None,
+    networks: Mapping[str, Network | EnergyNetwork] | None = None,
     use_cache: bool = True,
     on_stage: Callable[[str], None] | None = None,
 ) -> CompiledPlan:
@@ -91,7 +94,7 @@ def compile(
     return CompiledPlan(plan, constants, stages.texts, threads)
 
 
-def cache_key(target: Graph | GraphBuilder | Network, *, device: str = "cpu", quant: str = "none") -> cache.Key:
+def cache_key(target: Target, *, device: str = "cpu", quant: str = "none") -> cache.Key:
     """The key under which ``compile`` keeps the plan of ``target``."""
     return _Source(target, {}).fold(_Stages(), Fuel()).key(device, quant)
 
@@ -131,10 +134,10 @@ class _Stages:
 class _Source:
     """What is compiled, in either of its forms."""
 
-    def __init__(self, target: Graph | GraphBuilder | Network, networks: Mapping[str, Network]) -> None:
-        self.networks: dict[str, Network] = dict(networks)
+    def __init__(self, target: Target, networks: Mapping[str, Network | EnergyNetwork]) -> None:
+        self.networks: dict[str, Network | EnergyNetwork] = dict(networks)
         self.graph: Graph | None = None
-        self.network: Network | None = None
+        self.network: Network | EnergyNetwork | None = None
         if isinstance(target, GraphBuilder):
             for net in target.networks:
                 self.networks.setdefault(net.ref.fingerprint, cast("Network", net))
@@ -181,43 +184,55 @@ class _Source:
         from scoregraph.passes.lower.sampling import lower_sampling
 
         if self.network is not None:
-            programs = self._programs({self.network.ref.fingerprint: self.network}, stages, fuel)
+            programs = self._programs((self.network.ref,), stages, fuel)
             return lower_network(self.network.ref, programs, device)
         graph = self.graph
         assert graph is not None, "a source is a graph or a network"
-        programs = self._programs({net.fingerprint: self._find(net) for net in graph.nets}, stages, fuel)
+        programs = self._programs(graph.nets, stages, fuel)
         stages.begin("lowering")
-        started = time.perf_counter()
+        started, before = time.perf_counter(), len(stages.data)
         draft = lower_sampling(graph, programs, device)
-        stages.note("lower", plan_text(draft.plan), started)
+        captures = sum(stage.ms for stage in stages.data[before:])
+        stages.note("lower", plan_text(draft.plan), started + captures / 1e3)
         return draft
 
-    def _find(self, ref: NetRef) -> Network:
+    def _find(self, ref: NetRef) -> Network | EnergyNetwork:
         from scoregraph.models import find
 
         return self.networks.get(ref.fingerprint) or find(ref)
 
     def _programs(
-        self, networks: Mapping[str, Network], stages: _Stages, fuel: Fuel
+        self, refs: Sequence[NetRef], stages: _Stages, fuel: Fuel
     ) -> Callable[[NetRef, str], GraphModule | None]:
-        """Capture the networks and run the tensor passes over each part."""
+        """Captures a part of a network and runs the tensor passes over it when lowering first asks for it."""
+        from scoregraph.models.energies import EnergyNetwork
         from scoregraph.passes.tensor import pipeline
         from scoregraph.passes.tensor.listing import listing
 
-        parts: dict[tuple[str, str], GraphModule] = {}
-        for fingerprint, network in networks.items():
+        networks = {ref.fingerprint: self._find(ref) for ref in refs}
+        energies = {net.ref.name: net for net in networks.values() if isinstance(net, EnergyNetwork)}
+        parts: dict[tuple[str, str], GraphModule | None] = {}
+
+        def fused(ref: NetRef, part: str) -> GraphModule | None:
             started = time.perf_counter()
-            stages.begin(f"capturing {network.ref.name}")
-            captured = network.capture()
-            for part, program in captured.items():
-                name = f"{network.ref.name}.{part}"
-                stages.note(f"capture {name}", f"{program.report}\n\n{listing(program.module)}", started)
-                stages.begin(f"fusing {name}")
-                module, reports = pipeline.run(program.module, fuel=fuel)
-                stages.keep(reports, prefix=f"{name}: ")
-                parts[fingerprint, part] = module
-                started = time.perf_counter()
-        return lambda ref, part: parts.get((ref.fingerprint, part))
+            name = f"{ref.name}.{part}"
+            stages.begin(f"capturing {name}")
+            program = networks[ref.fingerprint].capture_part(part, energies)
+            if program is None:
+                return None
+            stages.note(f"capture {name}", f"{program.report}\n\n{listing(program.module)}", started)
+            stages.begin(f"fusing {name}")
+            module, reports = pipeline.run(program.module, fuel=fuel)
+            stages.keep(reports, prefix=f"{name}: ")
+            return module
+
+        def programs(ref: NetRef, part: str) -> GraphModule | None:
+            key = (ref.fingerprint, part)
+            if key not in parts:
+                parts[key] = fused(ref, part)
+            return parts[key]
+
+        return programs
 
 
 def _sampling_passes() -> list[Pass[Graph]]:
