@@ -14,7 +14,7 @@ the papers stand in the code as they are, and their coefficients are the rows of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import hypot
 from typing import ClassVar
@@ -100,8 +100,21 @@ class Walk:
         n = self._unit(len(self.registers) + N) if self.split else self.m
         return p * self["x"] + q * self.m, p_eps * self["x"] + q_eps * n
 
-    def call(self, step: int, at: Point | None, x: Vector, *, spread: float = 0.0, **memory: Vector) -> MicroStep:
-        """A row after which the state is ``x`` and the other registers are ``memory``; one not named is forgotten."""
+    def call(
+        self,
+        step: int,
+        at: Point | None,
+        x: Vector,
+        *,
+        spread: float = 0.0,
+        kept: Mapping[str, Vector] | None = None,
+        **memory: Vector,
+    ) -> MicroStep:
+        """A row after which the state is ``x`` and the other registers are ``memory``; one not named is forgotten.
+
+        Registers whose names are computed come by name in ``kept``.
+        """
+        memory = {**memory, **(kept or {})}
         nothing = np.zeros(len(self.registers) + EXTRA)
         unknown = memory.keys() - set(self.registers)
         assert not unknown, f"no register is named {unknown}"

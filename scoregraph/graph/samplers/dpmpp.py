@@ -1,18 +1,20 @@
-"""DPM-Solver++ (Lu et al. 2022): exponential integrators in half the log signal-to-noise ratio, lambda = -ln kappa."""
+"""The multistep solvers of DPM-Solver++ under the names they are known by (Lu et al. 2022b; k-diffusion).
+
+They are ``dpm_solver`` without its habits for few steps: the last step is of first order exactly when it ends without
+noise. Fewer options, and k-diffusion's ``eta`` and ``noise``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf, log
 from typing import ClassVar
 
 from scoregraph.graph import options
-from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
+from scoregraph.graph.samplers.dpm_solver import CORRECTIONS, THIRD, Multistep, Rule
 
 
 @dataclass(frozen=True)
-class Dpmpp2m(Sampler):
+class Dpmpp2m(Multistep):
     """The multistep solver 2M: x' = (sigma'/sigma) x - alpha' E (D0 + (h/h0) (D0 - D1) / 2).
 
     D0 and D1 are x0 now and one call before, h and h0 the steps in lambda now and before, E = e^-h - 1. With
@@ -25,25 +27,91 @@ class Dpmpp2m(Sampler):
     correction: str = "midpoint"
 
     def __post_init__(self) -> None:
-        options.choice(self, "correction", ("midpoint", "heun"))
+        options.choice(self, "correction", CORRECTIONS)
 
-    def memory(self) -> tuple[str, ...]:
-        """x0 one call before."""
-        return ("x0",)
+    @property
+    def rule(self) -> Rule:
+        """The ODE."""
+        return Rule(clean=True, correction=self.correction)
 
-    def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
-        """One call per step."""
-        h_before = inf
-        for i in range(walk.grid.steps):
-            at, to = walk.grid.point(i), walk.grid.point(i + 1)
-            x0, _ = walk.estimates(at)
-            # e^-h = kappa'/kappa; it is 0, and h infinite, from a point without signal and to one without noise.
-            decay = at.alpha * to.sigma / (to.alpha * at.sigma)
-            h = -log(decay) if decay else inf
-            change = to.alpha * (1.0 - decay)  # -alpha' E
-            x = to.sigma / at.sigma * walk["x"] + change * x0
-            if i > 0 and to.sigma > 0.0:
-                weight = change / 2 if self.correction == "midpoint" else to.alpha - change / h
-                x = x + weight * (h / h_before) * (x0 - walk["x0"])
-            h_before = h
-            yield walk.call(i, at, x=x, x0=x0)
+    @property
+    def highest(self) -> int:
+        """2."""
+        return 2
+
+
+@dataclass(frozen=True)
+class Dpmpp3m(Multistep):
+    """The multistep solver 3M: 2M and a second difference. ``third="taylor"`` is of third order, see ``Rule``."""
+
+    name: ClassVar[str] = "dpmpp_3m"
+    correction: str = "midpoint"
+    third: str = "published"
+
+    def __post_init__(self) -> None:
+        options.choice(self, "correction", CORRECTIONS)
+        options.choice(self, "third", THIRD)
+
+    @property
+    def rule(self) -> Rule:
+        """The ODE."""
+        return Rule(clean=True, correction=self.correction, third=self.third)
+
+    @property
+    def highest(self) -> int:
+        """3."""
+        return 3
+
+
+@dataclass(frozen=True)
+class Dpmpp2mSde(Multistep):
+    """k-diffusion's 2M SDE: 2M along the SDE with ``eta`` fresh noise; 0 is ``dpmpp_2m``, 1 the reverse diffusion.
+
+    x' = (sigma'/sigma) e^(-eta h) x + alpha' (1 - e^-H) (D0 + (h/h0)(D0 - D1)/2) + noise s z
+    with s = sigma' sqrt(1 - e^(-2 eta h)) and H = (1 + eta) h.
+    """
+
+    name: ClassVar[str] = "dpmpp_2m_sde"
+    eta: float = 1.0
+    noise: float = 1.0
+    correction: str = "midpoint"
+
+    def __post_init__(self) -> None:
+        options.real(self, "eta", low=0.0)
+        options.real(self, "noise", low=0.0)
+        options.choice(self, "correction", CORRECTIONS)
+
+    @property
+    def rule(self) -> Rule:
+        """The SDE in x0."""
+        return Rule(True, self.eta, self.correction, noise=self.noise)
+
+    @property
+    def highest(self) -> int:
+        """2."""
+        return 2
+
+
+@dataclass(frozen=True)
+class Dpmpp3mSde(Multistep):
+    """k-diffusion's 3M SDE; its second step, where two values are known, is of second order ("heun")."""
+
+    name: ClassVar[str] = "dpmpp_3m_sde"
+    eta: float = 1.0
+    noise: float = 1.0
+    third: str = "published"
+
+    def __post_init__(self) -> None:
+        options.real(self, "eta", low=0.0)
+        options.real(self, "noise", low=0.0)
+        options.choice(self, "third", THIRD)
+
+    @property
+    def rule(self) -> Rule:
+        """The SDE in x0."""
+        return Rule(True, self.eta, "heun", self.third, self.noise)
+
+    @property
+    def highest(self) -> int:
+        """3."""
+        return 3
