@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scoregraph import models, samplers
     from scoregraph.compiler import compile
     from scoregraph.errors import ScoregraphError
-    from scoregraph.graph import guidance, schedules, select
+    from scoregraph.graph import corrections, energies, guidance, schedules, select
     from scoregraph.graph import prediction as predictions
     from scoregraph.graph.builder import GraphBuilder
     from scoregraph.graph.graph import Graph
@@ -34,6 +34,8 @@ _HOME = {
     "GraphBuilder": "scoregraph.graph.builder:GraphBuilder",
     "ScoregraphError": "scoregraph.errors:ScoregraphError",
     "compile": "scoregraph.compiler:compile",
+    "corrections": "scoregraph.graph.corrections",
+    "energies": "scoregraph.graph.energies",
     "guidance": "scoregraph.graph.guidance",
     "load": "scoregraph.runtime:load",
     "models": "scoregraph.models",
@@ -50,6 +52,8 @@ __all__ = [
     "GraphBuilder",
     "ScoregraphError",
     "compile",
+    "corrections",
+    "energies",
     "guidance",
     "load",
     "models",
