@@ -74,6 +74,7 @@ class CompiledPlan:
         seed: int = 0,
         seeds: ArrayLike | None = None,
         batch: int | None = None,
+        noise: ArrayLike | None = None,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
         **inputs: ArrayLike,
@@ -84,7 +85,10 @@ class CompiledPlan:
             seed: sample i draws its noise from the key ``seed + i`` (mod 2^64).
             seeds: one whole number per sample, [batch], in place of ``seed``.
             batch: the number of samples; taken from ``seeds`` or the inputs where it is not given, else 1.
-            progress: called as ``progress(done, total)`` after each step.
+            noise: for a plan compiled to take its noise (``draws`` is not None) the standard normals it uses in place
+                of generated ones, float32 [batch, *draws], or [*draws] for all samples.
+            progress: called as ``progress(done, total)`` after each step; the total falls when a loop that chooses its
+                own steps ends before its most.
             cancel: a flag such as ``threading.Event``; setting it ends the run before the next step.
             **inputs: the graph's inputs by name: a number, an array for all samples, or one per sample [batch, …].
 
@@ -94,13 +98,22 @@ class CompiledPlan:
         Raises:
             MissingInput, UnknownName, BadInput, BatchMismatch: the inputs do not fit the plan.
             Cancelled: ``cancel`` was set.
+            LoopUnfinished: a loop that chooses its own steps needs more rounds than it may make.
         """
         where = here()
         specs = {spec.name: spec for spec in self.plan.inputs}
+        bank = self._bank
         for name in inputs:
-            if name not in specs:
-                raise UnknownName(kind="input", name=name, known=specs, where=where)
+            if name not in specs or specs[name] is bank:
+                raise UnknownName(kind="input", name=name, known=self._names(), where=where)
+        if bank is not None:
+            inputs[bank.name] = noise
+        elif noise is not None:
+            problem = "this plan generates its noise from the seed"
+            raise BadInput(name="noise", problem=problem, help="compile with noise='bank' to give it", where=where)
         given = {name: self._array(spec, inputs, where) for name, spec in specs.items()}
+        if bank is not None:
+            self._check_bank(bank, given[bank.name], where)
         keys = None if seeds is None else _keys(seeds, where)
         first = np.uint64(_key(seed, "seed", where))
         size = self._batch(given, keys, batch, where)
@@ -123,6 +136,28 @@ class CompiledPlan:
         except OSError as error:
             raise CannotWrite(path=folder, problem=error.strerror or error, where=here()) from None
         return folder
+
+    def counters(self) -> dict[str, int]:
+        """What all runs so far have executed: see ``scoregraph.backends.protocol.COUNTERS``.
+
+        ``network_calls`` and ``branch_evaluations`` tell what sampling costs: a guided step whose two branches run as
+        one call of the network is one call and two evaluations.
+        """
+        return self.program.counters()
+
+    @property
+    def draws(self) -> tuple[int, ...] | None:
+        """(draws, *latent shape) of one sample's noise, if the plan takes its noise from ``run(noise=…)``."""
+        return None if self._bank is None else self.shape(self._bank)[1:]
+
+    @property
+    def _bank(self) -> InputSpec | None:
+        """The input that holds the noise of every draw."""
+        return next((spec for spec in self.plan.inputs if spec.buffer == self.plan.bank), None)
+
+    def _names(self) -> list[str]:
+        """The inputs by which a run tells samples apart; noise has an argument of its own."""
+        return [spec.name for spec in self.plan.inputs if spec is not self._bank]
 
     def shape(self, spec: InputSpec, batch: int = 1) -> tuple[int, ...]:
         """The shape of an input for ``batch`` samples."""
@@ -156,6 +191,14 @@ class CompiledPlan:
             problem = f"{worst:g} is outside {bounds}"
             raise BadInput(name=spec.name, problem=problem, help=f"give values from {bounds}", where=where)
         return cast
+
+    def _check_bank(self, bank: InputSpec, array: np.ndarray, where: Location | str | None) -> None:
+        """A bank states every draw: one that fits by repeating numbers along the draws would be a mistake."""
+        wanted = self.shape(bank)[1:]
+        if array.ndim > len(wanted) + 1 or array.shape[-len(wanted) :] != wanted:
+            problem = f"its shape is {list(array.shape)}; each sample takes {wanted[0]} draws of {list(wanted[1:])}"
+            shapes = f"[batch, {', '.join(map(str, wanted))}]"
+            raise BadInput(name=bank.name, problem=problem, help=f"give {shapes} or {list(wanted)}", where=where)
 
     def _batch(
         self, given: Mapping[str, np.ndarray], keys: np.ndarray | None, batch: int | None, where: Location | str | None

@@ -10,7 +10,8 @@ def plan_text(plan: Plan) -> str:
     weights = sum(c.nbytes for c in plan.constants)
     lines = [f"plan {plan.name} for {plan.device}"]
     for spec in plan.inputs:
-        bounds = "" if spec.low is None and spec.high is None else f" in {spec.low:g}..{spec.high:g}"
+        low, high = ("" if bound is None else f"{bound:g}" for bound in (spec.low, spec.high))
+        bounds = f" in {low}..{high}" if low or high else ""
         role = ", in place of generated noise" if spec.buffer == plan.bank else ""
         lines.append(f"input  {spec.name} = b{spec.buffer} {_shape(plan.buffers[spec.buffer])}{bounds}{role}")
     lines += [f"output {spec.name} = b{spec.buffer} {_shape(plan.buffers[spec.buffer])}" for spec in plan.outputs]

@@ -11,6 +11,7 @@ import pytest
 import toys
 
 import scoregraph as sg
+from scoregraph.backends.protocol import COUNTERS
 from scoregraph.errors import (
     BadInput,
     BatchMismatch,
@@ -22,7 +23,7 @@ from scoregraph.errors import (
 from scoregraph.plan import files
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Drafter
-from scoregraph.plan.schema import InputSpec, OutputSpec
+from scoregraph.plan.schema import InputSpec, OutputSpec, Repeat
 from scoregraph.runtime import CompiledPlan
 
 TILT = np.array([0.5, -0.5, 0.25, 1.0], np.float32)
@@ -169,6 +170,85 @@ def test_one_byte_does_not_wrap():
             whole_numbers("u8").run(label=bad)
 
 
+def banked() -> CompiledPlan:
+    """A plan that takes two draws of four numbers each and gives twice the second."""
+    d = Drafter("banked", "reference")
+    d.begin("once")
+    bank, x = d.new((Batch(), 2, 4), name="noise"), d.new((Batch(), 4))
+    d.bank = int(bank.storage[1:])
+    d.inputs.append(InputSpec(name="noise", buffer=d.bank))
+    d.call("noise", {"bank": bank}, {"x": x}, {"site": 0, "micro": 0, "scale": 2.0, "draw": 1}, "start")
+    d.outputs.append(OutputSpec(name="x", buffer=int(x.storage[1:])))
+    draft = d.build()
+    return CompiledPlan(*files.lay_out(draft.plan, draft.arrays), {})
+
+
+def test_a_noise_bank_replaces_the_noise():
+    plan, bank = banked(), np.random.default_rng(2).standard_normal((3, 2, 4)).astype(np.float32)
+    assert plan.draws == (2, 4)
+    made = plan.run(noise=bank)["x"]
+    np.testing.assert_array_equal(made, 2 * bank[:, 1])
+    np.testing.assert_array_equal(plan.run(noise=bank, seed=8)["x"], made, "nothing is drawn from the seed")
+    np.testing.assert_array_equal(plan.run(noise=bank[0], batch=2)["x"], made[[0, 0]])
+    np.testing.assert_array_equal(plan.run(noise=bank[0].tolist())["x"], made[:1])
+
+
+BAD_BANKS = {
+    "none": ({}, MissingInput, "needs a value for 'noise'"),
+    "one draw of two": ({"noise": np.zeros((1, 1, 4))}, BadInput, r"each sample takes 2 draws of \[4\]"),
+    "one draw": ({"noise": np.zeros(4)}, BadInput, r"its shape is \[4\]"),
+    "a number": ({"noise": 0.5}, BadInput, r"give \[batch, 2, 4\] or \[2, 4\]"),
+    "too deep": ({"noise": np.zeros((1, 1, 2, 4))}, BadInput, r"its shape is \[1, 1, 2, 4\]"),
+    "another batch": ({"noise": np.zeros((3, 2, 4)), "batch": 2}, BatchMismatch, "batch says 2, noise says 3"),
+    "NaN": ({"noise": np.full((2, 4), np.nan)}, BadInput, "holds nan"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BANKS)
+def test_a_bank_that_does_not_fit_is_refused(case):
+    given, error, message = BAD_BANKS[case]
+    with pytest.raises(error, match=message) as caught:
+        banked().run(**given)
+    assert str(caught.value.where).startswith(f"{Path(__file__).name}:")
+
+
+def test_a_plan_that_draws_its_noise_takes_none(toy_plan):
+    assert toy_plan.draws is None
+    with pytest.raises(BadInput, match="compile with noise='bank'"):
+        toy_plan.run(tilt=0, noise=np.zeros((1, 4)))
+
+
+def test_counters_count_what_ran():
+    d = Drafter("counted", "reference")
+    d.begin("once")
+    left, x = d.new((Batch(), 1)), d.new((Batch(), 1))
+    d.call("fill", {}, {"x": left}, {"value": 2.0})
+    d.call("fill", {}, {"x": x}, {"value": 0.0})
+    table = d.table("steps", ("kind",), np.array([[0], [1], [1]], np.float32))
+    d.begin("guided", table, variant=0)
+    with d.only_in(0):
+        d.evaluates("net", branches=1)
+    with d.only_in(1):
+        d.evaluates("net", branches=2)
+        d.call("fill", {}, {"x": x}, {"value": 1.0})
+    d.begin("adaptive", repeat=Repeat(active=int(left.storage[1:]), limit=9))
+    d.evaluates("expert")
+    fewer = d.new((Batch(), 1))
+    d.call("pointwise", {"x0": left}, {"y": fewer}, {"program": [["const", 1.0], ["sub", 0, 1]]})
+    d.call("copy", {"x": fewer}, {"y": left})
+    d.outputs.append(OutputSpec(name="x", buffer=int(x.storage[1:])))
+    draft = d.build()
+    plan = CompiledPlan(*files.lay_out(draft.plan, draft.arrays), {})
+    seen = []
+    plan.run(progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (5, 5), "three rows and two rounds"
+    plan.run(batch=4)
+    counters = plan.counters()
+    assert tuple(counters) == COUNTERS
+    expected = {"runs": 2, "steps": 10, "calls": 2 * (2 + 2 + 4), "network_calls": 10, "branch_evaluations": 14}
+    assert counters == expected | {"rounds": 4, "binds": counters["binds"]}
+
+
 def test_progress_counts_steps_and_cancel_ends_them(toy_plan):
     seen = []
     toy_plan.run(tilt=0, progress=lambda done, total: seen.append((done, total)))
@@ -182,7 +262,7 @@ def test_a_plan_tells_what_it_is(toy_plan):
     assert repr(toy_plan).startswith("<plan guided for reference: tilt -> sample, ")
     lines = str(toy_plan.stages).splitlines()
     assert lines[0].startswith("after graph (0 rewrites, ")
-    assert any(line.startswith("after fold-guidance (1 rewrites, ") for line in lines)
+    assert any(line.startswith("after fold-step (1 rewrites, ") for line in lines)
     assert "    missed: " in str(toy_plan.stages)
     assert len(toy_plan.stages) == len(toy_plan.plan.stages), "every stage has its text, also of a pass that ran twice"
     assert sg.parse(toy_plan.stages["graph"]) is sg.parse(toy_plan.plan.graph)
