@@ -4,6 +4,7 @@
 use scoregraph_simd::{Simd, math};
 
 use super::program::{Binary, Instr, Program, Unary};
+use crate::{Layout, View};
 
 /// Writes the values that do not change from block to block, constants and parameters, to their rows.
 ///
@@ -153,5 +154,43 @@ unsafe fn choose<S: Simd>(s: S, c: *const f32, a: *const f32, b: *const f32, to:
                 s.store_first(to.add(at), value, n);
             }
         }
+    }
+}
+
+/// A strided operand that is read block by block.
+#[derive(Clone, Copy)]
+pub struct Strided<'a> {
+    view: View<'a, f32>,
+    merged: Layout,
+}
+
+impl<'a> Strided<'a> {
+    /// The elements of `view` in row-major order.
+    pub fn new(view: View<'a, f32>) -> Self {
+        let [merged] = Layout::merge([*view.layout()]);
+        Strided { view, merged }
+    }
+
+    /// Where the elements `start .. start + len` are: in place if they are adjacent, else copied to `row`.
+    ///
+    /// # Safety
+    /// They are elements of the view, and `row` has room for `len`.
+    pub unsafe fn block(&self, start: usize, len: usize, row: *mut f32) -> *const f32 {
+        if super::is_run(&self.merged) {
+            return self.view.as_ptr().wrapping_add(start);
+        }
+        let step = self.merged.strides()[self.merged.rank() - 1];
+        self.merged.runs(start, len, |offset, done, n| {
+            // SAFETY: `runs` gives elements of the view, and `done + n <= len`, which the row has room for.
+            unsafe {
+                let (from, to) = (self.view.as_ptr().add(offset), row.add(done));
+                match step {
+                    0 => std::slice::from_raw_parts_mut(to, n).fill(*from),
+                    1 => std::ptr::copy_nonoverlapping(from, to, n),
+                    _ => (0..n).for_each(|i| to.add(i).write(*from.add(i * step))),
+                }
+            }
+        });
+        row
     }
 }

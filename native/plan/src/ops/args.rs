@@ -86,6 +86,21 @@ impl<'a> Args<'a> {
         (0..).map_while(|i| self.take(&self.ins, &format!("{prefix}{i}"))).collect()
     }
 
+    /// The results `xin0`, `xin3`, … that there are, with their numbers.
+    pub fn numbered_outputs(&self, prefix: &str) -> Result<Vec<(usize, Operand)>> {
+        let mut found = Vec::new();
+        for role in &self.outs {
+            let digits = role.name.strip_prefix(prefix).unwrap_or_default();
+            // Only the plain spelling is a role: not xin01, not xin+1.
+            let number = digits.parse::<usize>().ok().filter(|number| number.to_string() == digits);
+            let Some(number) = number else { continue };
+            if let Some(operand) = self.optional_output(&role.name)? {
+                found.push((number, operand));
+            }
+        }
+        Ok(found)
+    }
+
     /// A result of any type that may be left out.
     pub fn optional_output(&self, name: &str) -> Result<Option<Operand>> {
         let Some(operand) = self.take(&self.outs, name) else { return Ok(None) };
@@ -155,6 +170,11 @@ impl<'a> Args<'a> {
         found.try_into().map_err(|_| self.wrong(name, "two whole numbers"))
     }
 
+    /// Whole numbers, or nothing.
+    pub fn optional_counts(&self, name: &str) -> Result<Option<Vec<usize>>> {
+        if self.attr(name).is_none() { Ok(None) } else { self.counts(name).map(Some) }
+    }
+
     /// Whole numbers.
     pub fn counts(&self, name: &str) -> Result<Vec<usize>> {
         let number = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok()).map(|v| v as usize);
@@ -170,6 +190,19 @@ impl<'a> Args<'a> {
     /// A list of anything.
     pub fn list(&self, name: &str) -> Result<&'a [Value]> {
         self.attr(name).and_then(Value::as_array).map(Vec::as_slice).ok_or_else(|| self.wrong(name, "a list"))
+    }
+
+    /// A list of anything, or nothing.
+    pub fn optional_list(&self, name: &str) -> Result<Option<&'a [Value]>> {
+        if self.attr(name).is_none() { Ok(None) } else { self.list(name).map(Some) }
+    }
+
+    /// True or false; false if it is left out.
+    pub fn flag(&self, name: &str) -> Result<bool> {
+        match self.attr(name) {
+            None => Ok(false),
+            Some(value) => value.as_bool().ok_or_else(|| self.wrong(name, "true or false")),
+        }
     }
 
     /// The activation `act`; none if it is left out.
@@ -228,7 +261,7 @@ impl<'a> Args<'a> {
     }
 }
 
-fn typed(operand: Operand, name: &str, dtype: DType) -> Result<Operand> {
+pub(super) fn typed(operand: Operand, name: &str, dtype: DType) -> Result<Operand> {
     if operand.dtype == dtype {
         Ok(operand)
     } else {

@@ -4,8 +4,10 @@ mod args;
 mod attention;
 mod elementwise;
 mod linear;
+mod machine;
 mod norm;
 mod sampling;
+mod scalars;
 mod spatial;
 
 use scoregraph_kernels::{Context, Isa, Parallel, View, ViewMut};
@@ -75,7 +77,12 @@ const RULES: &[(&str, Rule)] = &[
     ("noise", sampling::noise),
     ("step_time", sampling::step_time),
     ("step_input", sampling::step_input),
-    ("sampler_step", sampling::sampler_step),
+    ("sampler_step", machine::sampler_step),
+    ("gram", machine::gram),
+    ("quantile", machine::quantile),
+    ("scalars", scalars::scalars),
+    ("record", sampling::record),
+    ("interpolate", scalars::interpolate),
     ("fill", elementwise::fill),
     ("pointwise", elementwise::pointwise),
     ("copy", elementwise::copy),
