@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 RECIPES = ("none",)
 """What ``quant`` may be."""
 
+NOISES = ("philox", "bank")
+"""What ``noise`` may be."""
+
 
 def compile(
     target: Target,
     *,
     device: str = "cpu",
     quant: str = "none",
+    noise: str = "philox",
     threads: int | None = None,
     networks: Mapping[str, Network | EnergyNetwork] | None = None,
     use_cache: bool = True,
@@ -50,6 +54,8 @@ def compile(
         target: a graph (finished or still in its builder), or a network, whose plan evaluates it once.
         device: ``cpu``, ``reference`` (torch, the oracle) or ``triton``.
         quant: the quantization recipe; only ``none`` (float32) so far.
+        noise: ``philox`` draws noise from each sample's seed; ``bank`` takes all of it from the caller, in the order in
+            which it is drawn (``plan.draws``), which replays a trajectory of another library.
         threads: threads of a CPU plan; None takes all cores. Results do not depend on it.
         networks: the graph's networks by fingerprint, for those that neither the builder nor ``sg.models`` knows.
         use_cache: take the plan from the cache when it is there, and keep it there when it was not.
@@ -64,10 +70,13 @@ def compile(
     where = here()
     if quant not in RECIPES:
         raise UnknownName(kind="quantization recipe", name=quant, known=RECIPES, where=where)
+    if noise not in NOISES:
+        raise UnknownName(kind="source of noise", name=noise, known=NOISES, where=where)
     backend = backends.load(device, threads)
     source = _Source(target, networks or {})
     fuel = Fuel.from_environment()
-    use_cache = use_cache and fuel.left is None  # a plan with fewer rewrites is not the plan of its graph
+    # A plan with fewer rewrites is not the plan of its graph; one with a noise bank serves one number of steps only.
+    use_cache = use_cache and fuel.left is None and noise == "philox"
     stages = _Stages(on_stage)
     key = source.fold(stages, fuel).key(device, quant)
     if use_cache and (folder := cache.find(key)):
@@ -78,7 +87,7 @@ def compile(
                 plan, constants = source.retable(plan, constants)
             return CompiledPlan(plan, constants, {**texts, **stages.texts}, threads)
 
-    draft = source.lower(device, stages, fuel)
+    draft = source.lower(device, stages, fuel, bank=noise == "bank")
     stages.begin("planning memory")
     draft = stages.run(_plan_passes(device), draft, lambda d: plan_text(d.plan), fuel)
     for segment in draft.plan.segments:
@@ -178,7 +187,7 @@ class _Source:
         plan, arrays = replace_tables(plan, arrays, self.graph)
         return files.lay_out(plan.model_copy(update={"graph": self.text}), arrays)
 
-    def lower(self, device: str, stages: _Stages, fuel: Fuel) -> Draft:
+    def lower(self, device: str, stages: _Stages, fuel: Fuel, *, bank: bool = False) -> Draft:
         """Everything from the folded graph to a draft without memory."""
         from scoregraph.passes.lower.network import lower_network
         from scoregraph.passes.lower.sampling import lower_sampling
@@ -191,7 +200,7 @@ class _Source:
         programs = self._programs(graph.nets, stages, fuel)
         stages.begin("lowering")
         started, before = time.perf_counter(), len(stages.data)
-        draft = lower_sampling(graph, programs, device)
+        draft = lower_sampling(graph, programs, device, bank=bank)
         captures = sum(stage.ms for stage in stages.data[before:])
         stages.note("lower", plan_text(draft.plan), started + captures / 1e3)
         return draft

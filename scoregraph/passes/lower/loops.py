@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,14 +20,13 @@ from scoregraph.graph.energies import Energy
 from scoregraph.graph.formula import Formula
 from scoregraph.graph.table import StepTable
 from scoregraph.passes.lower import shape as shapes
+from scoregraph.passes.sampling.algebra import joint_score
 from scoregraph.passes.sampling.batch_branches import answers_of
 from scoregraph.passes.sampling.drop_dead_branches import variant_keys
 from scoregraph.passes.sampling.fold_tables import scale_column, time_column
+from scoregraph.passes.sampling.machine import clean_gradients
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Drafter, Value
-
-if TYPE_CHECKING:
-    pass
 
 
 class Outside(Protocol):
@@ -86,7 +85,7 @@ class Mover:
 
 @dataclass(frozen=True)
 class Variant:
-    """Rows that read the same answers, those numbered ``live``; with ``on``, every sample has coefficients of its own."""
+    """Rows that read the same answers, those numbered ``live``; if ``on``, every sample has coefficients of its own."""
 
     number: int
     live: tuple[int, ...]
@@ -114,6 +113,8 @@ class LoopLowering:
     batched: dict[tuple[n.Node, tuple[int, ...]], list[Value]] = field(
         default_factory=dict[tuple[n.Node, tuple[int, ...]], list[Value]]
     )
+    moving: list[Mover] = field(default_factory=list[Mover])
+    said: dict[tuple[str, n.Node, n.Node], Value] = field(default_factory=dict[tuple[str, n.Node, n.Node], Value])
 
     @property
     def drafter(self) -> Drafter:
@@ -132,8 +133,11 @@ class LoopLowering:
         self.drafter.begin(self.loop.name, first.number, variant)
         self._record(records, "before")
         # All networks look at the states as they were before the row, so no state moves before all have answered.
-        answers = [self._answers(mover) for mover in moving]
-        for mover, found in zip(moving, answers, strict=True):
+        self.moving = moving
+        # Steps that read a divergence come first: what the network says there need not be asked again.
+        order = sorted(moving, key=lambda m: not any(isinstance(leaf, n.Divergence) for leaf in m.step.preds))
+        answers = [(mover, self._answers(mover)) for mover in order]
+        for mover, found in answers:
             for kind, values in found:
                 self._step(mover, kind, values)
         self._record(records, "behind")
@@ -240,6 +244,9 @@ class LoopLowering:
 
     def _score(self, mover: Mover, score: n.Score, branches: tuple[int, ...], x_in: Value | None) -> list[Value]:
         net, count = score.net, len(branches)
+        said = self.said.get((net.name, score.x, score.conds[branches[0]])) if count == 1 else None
+        if said is not None:
+            return [said]
         x_in = self._scaled(mover, net, count) if x_in is None else x_in
         t = self._time(mover, net, count)
         self.drafter.evaluates(net.name, count)
@@ -247,25 +254,40 @@ class LoopLowering:
         return split_variance(self.drafter, answer, net, count)
 
     def _gradient(self, mover: Mover, grad: n.EnergyGrad, known: Mapping[n.Node, list[Value]]) -> Value:
-        energy, net, x = grad.energy, grad.net, mover.registers[0]
+        energy, net = grad.energy, grad.net
         assert isinstance(energy, Energy)
         if net is None:
             raise self.outside.refuse(grad, "it has no network that says the energy", "give g.energy(…, net=…)")
-        if energy.joint:
-            raise self.outside.refuse(grad, "gradients through the score network", "use through=False for now")
-        if energy.wrt == "x0":
-            x = self._clean(mover, grad, known)
         values = [self.outside.value(value) for value in grad.values]
-        part = "energy.rooted_grad" if energy.rooted else "energy.grad"
-        times = [] if net.time == "none" else [self._time(mover, net, 1)]
-        return self.drafter.dense(self.outside.program(net, part, [x, *times, *values])[0], net.name)
+        time = self._time(mover, net, 1)
+        root = "root.grad" if energy.rooted else "grad"
+        score = joint_score(grad)
+        if score is not None:
+            number = clean_gradients(mover.step.preds).index(grad)
+            x_in, t = self._scaled(mover, score.net, 1), self._time(mover, score.net, 1)
+            p, q = (self._by_row(mover, f"g{number}_{name}") for name in "pq")
+            self.drafter.evaluates(score.net.name)
+            ins = [x_in, t, *self._branches(score, (0,)), time, *values, p, q]
+            found = self.outside.program(score.net, f"score.energy.{root}:{net.name}", ins)
+        else:
+            x = mover.registers[0] if grad.pred is None else self._clean(mover, grad, known)
+            found = self.outside.program(net, f"energy.{root}", [x, time, *values])
+        self.drafter.evaluates(net.name)
+        return self.drafter.dense(found[0], net.name)
+
+    def _by_row(self, mover: Mover, column: str) -> Value:
+        """[B] with the row's entry of a column everywhere."""
+        made = self.drafter.new((Batch(),), name=f"{self.loop.name}.{column}")
+        attrs = {"table": mover.number, "column": mover.column(column)}
+        self.drafter.call("step_time", {}, {"t": made}, attrs, self.loop.name)
+        return made
 
     def _clean(self, mover: Mover, grad: n.EnergyGrad, known: Mapping[n.Node, list[Value]]) -> Value:
         """The clean sample that a gradient's prediction implies: a machine with the registers [x0, x]."""
         x = mover.registers[0]
         x0 = self.drafter.new(x.shape, name=f"{self.loop.name}.x0")
         self.drafter.call("fill", {}, {"x": x0}, {"value": 0.0}, f"{self.loop.name}.x0")
-        at = mover.column(f"g{gradients(mover.step).index(grad)}_a0")
+        at = mover.column(f"g{clean_gradients(mover.step.preds).index(grad)}_a0")
         width = mover.table.branches
         operands, numbers = self._operands(mover, tuple(range(width)), known)
         attrs = {
@@ -277,7 +299,22 @@ class LoopLowering:
         return x0
 
     def _divergence(self, mover: Mover, leaf: n.Divergence) -> Value:
-        raise self.outside.refuse(leaf, "divergences of a network", "leave it out of the graph")
+        """-div eps(X) of a network about another carried state, [B, 1]; its answer serves that state's step, too."""
+        owner = next(m for m in self.moving if m.step.state is leaf.x)
+        net = leaf.net
+        x_in, t = self._scaled(owner, net, 1), self._time(owner, net, 1)
+        probe = [] if leaf.probe is None else [self.outside.value(leaf.probe)]
+        part = "score.divergence" if leaf.probe is None else "score.jvp"
+        self.drafter.evaluates(net.name)
+        found = self.outside.program(net, part, [x_in, t, *self.outside.condition(leaf.cond), *probe])
+        m, trace = (self.drafter.dense(value, net.name) for value in found)
+        self.said[net.name, leaf.x, leaf.cond] = m
+        made = self.drafter.new((Batch(), 1), name=f"{self.loop.name}.thinning")
+        constant, gain = mover.column("thinning.constant"), mover.column("thinning.gain")
+        program = [["in", 0, 0], ["row", gain], ["mul", 0, 1], ["row", constant], ["add", 2, 3]]
+        attrs = {"table": mover.number, "program": program, "results": [4]}
+        self.drafter.call("scalars", {"x0": shapes.unsqueeze(trace, 1)}, {"y": made}, attrs, self.loop.name)
+        return made
 
     # --- the step --------------------------------------------------------------------------------
 
@@ -507,11 +544,6 @@ def prepared_leaf(mover: Mover, kind: Variant) -> tuple[n.Score, tuple[int, ...]
         if isinstance(leaf, n.Score):
             return (leaf, branches) if scale_column(mover.table, leaf.net) == "c_in" else None
     return None
-
-
-def gradients(step: n.SamplerStep) -> list[n.EnergyGrad]:
-    """The gradients among a step's operands that are taken at a clean sample."""
-    return [leaf for leaf in step.preds if isinstance(leaf, n.EnergyGrad) and leaf.pred is not None]
 
 
 def numbered(program: Sequence[Sequence[Any]], table: StepTable) -> list[list[Any]]:

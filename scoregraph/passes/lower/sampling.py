@@ -120,8 +120,8 @@ class _Lowering:
         """An energy of a finished sample, times its scale."""
         if node.net is None or not isinstance(node.energy, Energy):
             raise self.refuse(node, "it has no network that says the energy", "give g.validate(…, net=…)")
-        times = [] if node.net.time == "none" else [self.filled((Batch(),), 0.0, "f32", "time0")]
-        values = [self.value(node.x), *times, *(self.value(value) for value in node.values)]
+        time = self.filled((Batch(),), 0.0, "f32", "time0")
+        values = [self.value(node.x), time, *(self.value(value) for value in node.values)]
         found = self.drafter.dense(self.program(node.net, "energy", values)[0], node.net.name)
         y = self.drafter.new((Batch(),), name="energy")
         program = [["const", node.energy.scale], ["mul", 0, 1]]

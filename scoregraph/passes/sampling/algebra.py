@@ -18,8 +18,9 @@ from scoregraph.graph.energies import Energy
 from scoregraph.graph.expression import given
 from scoregraph.graph.guidance import Guidance
 from scoregraph.graph.mixture import At, Form, Mix, Recorder
-from scoregraph.graph.prediction import Prediction
+from scoregraph.graph.prediction import X0, Prediction
 from scoregraph.graph.table import StepTable
+from scoregraph.passes.sampling.fold_tables import scale_column
 
 
 class NotAffineError(Exception):
@@ -65,8 +66,10 @@ class Sources:
 
 def leaves(pred: n.Node) -> list[n.Node]:
     """The scores and gradients that a prediction is made of, each once, in order."""
-    if isinstance(pred, n.Score | n.EnergyGrad | n.Divergence):
+    if isinstance(pred, n.Score | n.Divergence):
         return [pred]
+    if isinstance(pred, n.EnergyGrad):  # one that is taken at a clean sample needs the answers that imply it
+        return [*(leaves(pred.pred) if pred.pred is not None and joint_score(pred) is None else []), pred]
     operands: tuple[n.Node, ...]
     match pred:
         case n.FusedScore():
@@ -245,11 +248,29 @@ class Algebra:
         prediction = fusion.type.prediction
         assert isinstance(prediction, Prediction)
         gains: list[float] = []
-        for alpha, sigma in self._points():
+        score = joint_score(grad)
+        inner = None if score is None else self.table.values(scale_column(self.table, score.net))
+        for i, (alpha, sigma) in enumerate(self._points()):
             q, q_eps = prediction.to_x0(alpha, sigma)[1], prediction.to_eps(alpha, sigma)[1]
-            change = sigma * grad.energy.scale
+            # Through a network the gradient is that in its input, c_in x.
+            change = sigma * grad.energy.scale * (1.0 if inner is None else inner[i])
             gains.append(change / q_eps if abs(q_eps) * alpha >= abs(q) * sigma else -sigma / alpha * change / q)
         return gains
+
+    def clean(self, pred: n.Node) -> Mix:
+        """The clean sample that a prediction implies."""
+        assert isinstance(pred.type, v.Pred)
+        assert isinstance(pred.type.prediction, Prediction)
+        return self.converted(self.single(pred), pred.type.prediction, X0())
+
+
+def joint_score(grad: n.EnergyGrad) -> n.Score | None:
+    """The score network that a gradient goes back through; None where it does not."""
+    if not isinstance(grad.energy, Energy) or not grad.energy.joint:
+        return None
+    if not isinstance(grad.pred, n.Score) or len(grad.pred.conds) != 1:
+        raise NotAffineError("a gradient goes through one network under one condition, not through a fusion")
+    return grad.pred
 
 
 def memory_name(rule: Guidance, register: str) -> str:

@@ -89,12 +89,13 @@ def _merge(step: n.SamplerStep, groups: Sequence[Sequence[int]]) -> n.SamplerSte
         else:
             preds.append(first)
     order += range(len(order), step.table.branches)  # a learned variance stays last
+    assert step.formula is None or isinstance(step.formula, Formula)
     table, formula = reorder_answers(step.table, step.formula, order)
     return replace_step(step, tuple(preds), table, formula)
 
 
 def replace_step(
-    step: n.SamplerStep, preds: tuple[n.Node, ...], table: StepTable, formula: Formula | None
+    step: n.SamplerStep, preds: tuple[n.Node, ...], table: StepTable, formula: n.Formula | None
 ) -> n.SamplerStep:
     """The same step over other answers."""
     return n.SamplerStep(step.rule, step.state, preds, step.time, step.site, table, formula, step.extras)
@@ -113,7 +114,13 @@ def reorder_answers(
         row = table.row(i)
         rows.append(Row(row.a, row.b[:, list(order)], row.c, row.e[:, behind], row.h, row.f[:, behind]))
     live = [sum((int(mask) >> old & 1) << new for new, old in enumerate(order)) for mask in table.values("live")]
-    table = table.with_rows(rows).with_report(live=[float(mask) for mask in live])
+    # The machines of clean samples (columns g0_b0 …) read the same answers.
+    report: dict[str, Sequence[float]] = {"live": [float(mask) for mask in live]}
+    for name in table.report:
+        head, found, number = name.partition("_b")
+        if found and head[:1] == "g" and head[1:].isdecimal() and int(number) < k:
+            report[name] = table.values(f"{head}_b{order[int(number)]}")
+    table = table.with_rows(rows).with_report(**report)
     if formula is None or not formula.coefficients:
         return table, formula
     a, b, c, e = r * r, r * k, r, table.estimates * (r + k)

@@ -65,7 +65,6 @@ class FoldStep:
         return PassResult(graph, count, {name: c for name, c in counters.items() if c}, tuple(misses))
 
 
-
 def _is_folded(table: StepTable) -> bool:
     """Whether a step with this table reads answers already."""
     return "live" in table.columns

@@ -5,7 +5,8 @@ step dpmpp_2m() on karras(steps=12)   ──▶   step dpmpp_2m() with a table o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from scoregraph.graph.graph import Graph
 from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.rewrite import rewrite
 from scoregraph.graph.samplers import Sampler
-from scoregraph.graph.schedules import Point, Schedule
+from scoregraph.graph.schedules import Grid, Point, Schedule
 from scoregraph.graph.spec import Spec
 from scoregraph.graph.table import StepTable
 from scoregraph.passes.base import Fuel, Miss, PassResult
@@ -101,8 +102,30 @@ def _table(step: n.SamplerStep, schedule: Spec | None) -> StepTable:
             columns[f"t.{net.time}"] = [grid.time_at(at, net.time) for at in points]
         if net.prediction not in (None, pred.type.prediction):
             prediction = _of(net)
-            columns[f"c_in.{prediction.name}"] = [prediction.c_in(at.alpha, at.sigma) for at in points]
+            columns[f"c_in.{prediction.name}"] = [prediction.c_in(at.alpha, at.sigma) for at in _own(grid, net, points)]
+    if isinstance(pred, n.Divergence):
+        columns |= _thinning(pred, _own(grid, pred.net, points))
     return table.with_report(**columns)
+
+
+def _own(grid: Grid, net: v.NetRef, points: Sequence[Point]) -> list[Point]:
+    """Points of a grid in the space of a network's own latent."""
+    assert isinstance(net.latent, v.Latent)
+    own = grid.in_space(net.latent.space)
+    return [own.at_kappa(at.kappa) for at in points]
+
+
+def _thinning(pred: n.Divergence, points: Sequence[Point]) -> dict[str, list[float]]:
+    """-div eps(X) with X = x / alpha, as constant + gain * tr(dm / dx_in): eps = p x + q m, x_in = c_in x."""
+    prediction = _of(pred.net)
+    assert isinstance(pred.net.latent, v.Latent)
+    size = math.prod(pred.net.latent.shape)
+    columns: dict[str, list[float]] = {"thinning.constant": [], "thinning.gain": []}
+    for at in points:
+        p, q = prediction.to_eps(at.alpha, at.sigma)
+        columns["thinning.constant"].append(-at.alpha * p * size)
+        columns["thinning.gain"].append(-at.alpha * q * prediction.c_in(at.alpha, at.sigma))
+    return columns
 
 
 def time_column(table: StepTable, net: v.NetRef) -> str:

@@ -15,7 +15,7 @@ from scoregraph.graph.expression import Expr, constant, exp, operand, trace
 from scoregraph.graph.formula import Formula
 from scoregraph.graph.guidance import Guidance
 from scoregraph.graph.mixture import Mix, Recorder
-from scoregraph.graph.prediction import X0
+from scoregraph.graph.prediction import X0, Prediction
 from scoregraph.graph.samplers import Sampler
 from scoregraph.graph.table import Row, StepTable
 from scoregraph.passes.sampling.algebra import (
@@ -24,10 +24,12 @@ from scoregraph.passes.sampling.algebra import (
     Sources,
     fusions,
     is_linear,
+    joint_score,
     leaves,
     memory_name,
     off_weights,
 )
+from scoregraph.passes.sampling.fold_tables import scale_column
 
 
 @dataclass
@@ -245,7 +247,9 @@ class Machine:
             )
         rows = _rows(numbers, sources, forms)
         report: dict[str, Sequence[float]] = {**self.table.report, **self._slots(), **recorder.parameters}
-        report["live"] = self._live(made, numbers, forms)
+        gradients = self._gradients(made.algebra)
+        report |= gradients
+        report["live"] = self._live(made, numbers, forms, gradients)
         if not linear:
             report["on"] = [float(weights is None) for weights in self.off]
         table = StepTable.from_rows(
@@ -307,7 +311,37 @@ class Machine:
             made.new["x"] = Mix.of(state.recorder, form_new)
         return values, quantiles, reads_noise
 
-    def _live(self, made: Folded, numbers: Folded, forms: Sequence[np.ndarray]) -> list[float]:
+    def _gradients(self, algebra: Algebra) -> dict[str, list[float]]:
+        """What the gradients of clean samples need, row by row: a machine that makes x0 of [x0, x] and the answers, or
+        p and q with x0 = p x_in + q m for one that goes through the network itself."""
+        columns: dict[str, list[float]] = {}
+        r, width = len(self.sources.registers), self.sources.answers
+        for i, grad in enumerate(clean_gradients([leaf for leaf, _ in self.sources.leaves])):
+            assert grad.pred is not None
+            form = algebra.clean(grad.pred).linear if joint_score(grad) is None else None
+            if form is not None:
+                a = np.zeros((len(form), 4))
+                a[:, 1], a[:, 3] = form[:, 0], 1.0
+                b = np.concatenate([form[:, r : r + width], np.zeros((len(form), width))], axis=1)
+                numbers = np.concatenate([a, b, np.zeros((len(form), 2))], axis=1)
+                names = [f"g{i}_a{j}" for j in range(4)] + [f"g{i}_b{j}" for j in range(2 * width)]
+                names += [f"g{i}_c{j}" for j in range(2)]
+                columns |= {name: numbers[:, j].tolist() for j, name in enumerate(names)}
+                continue
+            score = joint_score(grad)
+            if score is None:
+                raise NotAffineError("the clean sample of a gradient depends on guidance that differs by sample")
+            assert isinstance(score.net.prediction, Prediction)
+            points = zip(self.table.values("alpha"), self.table.values("sigma"), strict=True)
+            pairs = [score.net.prediction.to_x0(alpha, sigma) for alpha, sigma in points]
+            scales = self.table.values(scale_column(self.table, score.net))
+            columns[f"g{i}_p"] = [p / scale for (p, _), scale in zip(pairs, scales, strict=True)]
+            columns[f"g{i}_q"] = [q for _, q in pairs]
+        return columns
+
+    def _live(
+        self, made: Folded, numbers: Folded, forms: Sequence[np.ndarray], gradients: dict[str, list[float]]
+    ) -> list[float]:
         """Which answers a row reads, as a sum of 2^answer; 0 in rows without a network call."""
         sources = self.sources
         used = np.zeros((len(self.table.rows), sources.noise), dtype=bool)
@@ -318,6 +352,11 @@ class Machine:
                     used[rows] |= form[rows, : sources.noise] != 0.0
         for form in forms:
             used[on] |= form[on] != 0.0
+        for i, grad in enumerate(clean_gradients([leaf for leaf, _ in sources.leaves])):
+            for k in range(sources.answers):  # what the clean sample is made of
+                if f"g{i}_b{k}" in gradients:
+                    needed = np.array(gradients[f"g{i}_b{k}"]) != 0.0
+                    used[:, len(sources.registers) + k] |= needed & used[:, sources.answer(grad)]
         used[np.array(self.table.values("calls")) == 0.0] = False
         return (used[:, len(sources.registers) :] @ (2.0 ** np.arange(sources.answers))).tolist()
 
@@ -361,6 +400,11 @@ class Folded:
     norms: list[Expr]
 
 
+def clean_gradients(leaves: Sequence[n.Node]) -> list[n.EnergyGrad]:
+    """The gradients among a step's operands that are taken at a clean sample, in order."""
+    return [leaf for leaf in leaves if isinstance(leaf, n.EnergyGrad) and leaf.pred is not None]
+
+
 def _predictions(value: n.Node) -> list[n.Node]:
     """The outermost predictions in an emitted value, below corrections."""
     if isinstance(value, n.Correct):
@@ -390,12 +434,8 @@ def _column(form: np.ndarray | None, source: int, recorder: Recorder) -> Expr:
 
 def _without(mix: Mix, first: int) -> Mix:
     """A mix without the sources from number ``first`` on."""
-    terms = []
-    for weight, form in mix.terms:
-        kept = form.copy()
-        kept[:, first:] = 0.0
-        terms.append((weight, kept))
-    return Mix(mix.recorder, tuple(terms))
+    keep = np.arange(mix.terms[0][1].shape[1]) < first
+    return Mix(mix.recorder, tuple((weight, form * keep) for weight, form in mix.terms))
 
 
 def _block(made: Folded, sources: Sources) -> list[Expr]:
