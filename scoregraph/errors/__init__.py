@@ -111,6 +111,7 @@ from scoregraph.errors.sampling import (
     NoTimestep,
     OptionOutOfRange,
     TooManySteps,
+    WrongDirection,
     ZeroAlpha,
 )
 
@@ -188,6 +189,7 @@ __all__ = [
     "UnusedValue",
     "ValueOutsideLoop",
     "WrongAnswer",
+    "WrongDirection",
     "WrongEnergy",
     "WrongExample",
     "WrongFormat",

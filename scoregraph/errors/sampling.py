@@ -156,3 +156,18 @@ class ImportedElsewhere(ScoregraphError):
     title = "imported sampler used elsewhere"
     message = "this imported sampler is for {has}, not for {got}"
     cure = "loop over the schedule that was imported with it, with the network it was configured for; or import it anew"
+
+
+class WrongDirection(ScoregraphError):
+    """A sampler that renews noise walks from noise to data; an ascending schedule walks the other way.
+
+    Noise is added on the way down so that a state keeps the spread of its noise level. On the way up, for a likelihood
+    or an inversion, the trajectory must be the one that leads down again, and that of an ODE does::
+
+        samplers.ddim(), samplers.euler(), samplers.heun(), samplers.flow_heun()    on schedules.ascend(…)
+    """
+
+    code = "SG211"
+    title = "sampler cannot walk upwards"
+    message = "{sampler} adds noise on its way down, and {schedule} goes up"
+    cure = "use a deterministic sampler (ddim, euler, heun, flow_euler, flow_heun) on ascending schedules"

@@ -157,6 +157,28 @@ class Edm(Prediction):
 
 
 @dataclass(frozen=True)
+class TrigFlow(Edm):
+    """The raw network F of TrigFlow (Lu and Song 2025): D = cos(t)*x_t - sin(t)*sd*F(x_t/sd, t), with tan(t) = k/sd.
+
+    x_t = cos(t)*(x/alpha), so that is EDM's parameterization with the opposite sign of F. ``sigma_data`` = 1 belongs to
+    data that were divided by their standard deviation, as the time "angle" supposes.
+    """
+
+    name: ClassVar[str] = "trigflow"
+    sigma_data: float = 1.0
+
+    def to_x0(self, alpha: float, sigma: float) -> Linear:
+        """x0 = cos^2(t)*(x/alpha) - sin(t)*sd*m."""
+        p, q = super().to_x0(alpha, sigma)
+        return p, -q
+
+    def to_eps(self, alpha: float, sigma: float) -> Linear:
+        """eps = (x - alpha*x0) / sigma, with the division by sigma carried out."""
+        p, q = super().to_eps(alpha, sigma)
+        return p, -q
+
+
+@dataclass(frozen=True)
 class Consistency(Prediction):
     """The raw network F of a consistency model (Song et al. 2023, appendix C): f(x) = c_skip*x + c_out*F(c_in*x).
 
@@ -194,4 +216,5 @@ v = V
 flow = Flow
 score = Score
 edm = Edm
+trigflow = TrigFlow
 consistency = Consistency

@@ -386,6 +386,7 @@ MISTAKES: dict[str, Callable] = {
     "SG206": in_loop(lambda g, step, pred: None, EPS, KARRAS),
     "SG207": lambda: samplers.ddim().table(LINEAR, prediction.eps(), "timestep", "vp").fold_guidance([(2.0,)] * 3),
     "SG208": lambda: StepTable(("t",), ((1.0,),), ("x",)),
+    "SG211": lambda: samplers.tcd().check(schedules.ascend(LINEAR), prediction.eps()),
     "SG301": no_package,
     "SG302": other_weights,
     "SG303": captured(lambda x: x + torch.from_numpy(x.detach().numpy() * 0)),

@@ -11,18 +11,32 @@ from scoregraph.graph.samplers.deis import Deis
 from scoregraph.graph.samplers.dpm_solver import DpmSolver
 from scoregraph.graph.samplers.dpm_solver_single import DpmSolverSingle
 from scoregraph.graph.samplers.dpmpp import Dpmpp2m, Dpmpp2mSde, Dpmpp3m, Dpmpp3mSde
-from scoregraph.graph.samplers.euler import Euler, FlowEuler, Heun
+from scoregraph.graph.samplers.euler import Euler, EulerAncestral
+from scoregraph.graph.samplers.flow import FlowAncestral, FlowEuler, FlowHeun
+from scoregraph.graph.samplers.heun import Heun
+from scoregraph.graph.samplers.kdpm2 import Dpmpp2sAncestral, DpmppSde, Kdpm2, Kdpm2Ancestral
+from scoregraph.graph.samplers.lcm import Lcm
 from scoregraph.graph.samplers.lms import Lms
 from scoregraph.graph.samplers.pndm import Ipndm, Pndm
 from scoregraph.graph.samplers.sa_solver import SASolver
+from scoregraph.graph.samplers.sde import ReverseSde
 from scoregraph.graph.samplers.tabulated import Tabulated
+from scoregraph.graph.samplers.tcd import Tcd
 from scoregraph.graph.samplers.unipc import UniPC
 
 ddim = Ddim
 ddpm = Ddpm
 euler = Euler
+euler_ancestral = EulerAncestral
 heun = Heun
+kdpm2 = Kdpm2
+kdpm2_ancestral = Kdpm2Ancestral
+dpmpp_2s_ancestral = Dpmpp2sAncestral
+dpmpp_sde = DpmppSde
 flow_euler = FlowEuler
+flow_heun = FlowHeun
+flow_ancestral = FlowAncestral
+reverse_sde = ReverseSde
 dpm_solver = DpmSolver
 dpm_solver_single = DpmSolverSingle
 dpmpp_2m = Dpmpp2m
@@ -36,6 +50,10 @@ pndm = Pndm
 ipndm = Ipndm
 lms = Lms
 consistency = Consistency
+scm = Consistency
+flow_stochastic = Consistency
+lcm = Lcm
+tcd = Tcd
 tabulated = Tabulated
 
 __all__ = [
@@ -48,15 +66,27 @@ __all__ = [
     "dpm_solver_single",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral",
     "dpmpp_3m",
     "dpmpp_3m_sde",
+    "dpmpp_sde",
     "euler",
+    "euler_ancestral",
+    "flow_ancestral",
     "flow_euler",
+    "flow_heun",
+    "flow_stochastic",
     "heun",
     "ipndm",
+    "kdpm2",
+    "kdpm2_ancestral",
+    "lcm",
     "lms",
     "pndm",
+    "reverse_sde",
     "sa_solver",
+    "scm",
     "tabulated",
+    "tcd",
     "unipc",
 ]

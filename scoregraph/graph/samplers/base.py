@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scoregraph.errors import InfiniteSigma, Location
+from scoregraph.errors import InfiniteSigma, Location, WrongDirection
 from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.schedules import Grid, Point, Schedule
 from scoregraph.graph.spec import Spec
@@ -128,6 +128,8 @@ class Sampler(Spec):
     family: ClassVar[str] = "sampler"
     needs_finite_kappa: ClassVar[bool] = False
     """True for samplers that step in sigma / alpha, which is infinite at the first point of some schedules."""
+    walks_down: ClassVar[bool] = False
+    """True for samplers that renew noise: they walk from noise to data, not upwards."""
     adaptive: ClassVar[bool] = False
     """True for samplers that choose their own steps between the ends of the schedule; they have no table."""
 
@@ -149,6 +151,8 @@ class Sampler(Spec):
         schedule.check_prediction(prediction, where)
         if self.needs_finite_kappa and schedule.has_zero_alpha():
             raise InfiniteSigma(what=f"sigma / alpha, in which {self.name} steps,", schedule=schedule, where=where)
+        if self.walks_down and schedule.ascending:
+            raise WrongDirection(sampler=self.name, schedule=schedule, where=where)
 
     def table(
         self,

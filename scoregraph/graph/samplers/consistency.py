@@ -15,10 +15,13 @@ class Consistency(Sampler):
     """x' = alpha' (f + sqrt(kappa'^2 - k0^2) z): jump to the clean sample f, then renew the noise of the next point.
 
     f is the network's x0; k0 is the noise level at which the network is the identity (``prediction.consistency`` has
-    one, for others it is 0). At the last step, and below k0, nothing is added.
+    one, for others it is 0). At the last step, and below k0, nothing is added. With k0 = 0 this is also the sampler of
+    sCM (``scm``, on ``schedules.trigflow``) and the stochastic one of flows, x' = (1 - s') x0 + s' z
+    (``flow_stochastic``).
     """
 
     name: ClassVar[str] = "consistency"
+    walks_down: ClassVar[bool] = True
 
     def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """One call per step."""
