@@ -14,7 +14,7 @@ from scoregraph.graph.corrections import Correction
 from scoregraph.graph.expression import Expr, constant, exp, operand, trace
 from scoregraph.graph.formula import Formula
 from scoregraph.graph.guidance import Guidance
-from scoregraph.graph.mixture import Mix, Recorder
+from scoregraph.graph.mixture import Form, Mix, Recorder
 from scoregraph.graph.prediction import X0, Prediction
 from scoregraph.graph.samplers import Sampler
 from scoregraph.graph.table import Row, StepTable
@@ -434,8 +434,12 @@ def _column(form: np.ndarray | None, source: int, recorder: Recorder) -> Expr:
 
 def _without(mix: Mix, first: int) -> Mix:
     """A mix without the sources from number ``first`` on."""
-    keep = np.arange(mix.terms[0][1].shape[1]) < first
-    return Mix(mix.recorder, tuple((weight, form * keep) for weight, form in mix.terms))
+    terms: list[tuple[Expr, Form]] = []
+    for weight, form in mix.terms:
+        kept = form.copy()
+        kept[:, first:] = 0.0
+        terms.append((weight, kept))
+    return Mix(mix.recorder, tuple(terms))
 
 
 def _block(made: Folded, sources: Sources) -> list[Expr]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scoregraph.graph.graph import Graph
 from scoregraph.passes.base import Pass
+from scoregraph.passes.sampling.allocate_registers import AllocateRegisters
 from scoregraph.passes.sampling.batch_branches import BatchBranches
 from scoregraph.passes.sampling.drop_dead_branches import DropDeadBranches
 from scoregraph.passes.sampling.fold_step import FoldStep
@@ -16,6 +17,8 @@ SAMPLING_PASSES: tuple[Pass[Graph], ...] = (
     FoldStep(),
     # Behind the folding, where all answers of a step stand side by side however deeply they were nested.
     BatchBranches(),
+    # Before rows are sorted into variants, of which a register's liveness does not depend.
+    AllocateRegisters(),
     # Last: which answers a row reads is known when nothing changes their order any more.
     DropDeadBranches(),
 )
