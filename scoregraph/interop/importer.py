@@ -104,9 +104,9 @@ def from_diffusers(scheduler: Scheduler, steps: int | None = None, **arguments: 
         if culprits:
             flags = ", ".join(f"{key}={value!r}" for key, value in culprits.items())
             now = ", ".join(f"{key}={scheduler.config[key]!r}" for key in culprits)
-            reason, cure = f"{now} is not a linear step ({error})", f"make the scheduler with {flags}"
+            reason, cure = f"with {now}, {error}", f"make the scheduler with {flags}"
         else:
-            reason, cure = f"its step is not linear ({error})", "write it as a sampler of its own (docs/samplers.md)"
+            reason, cure = f"its step is not linear: {error}", "write it as a sampler of its own (docs/samplers.md)"
         raise CannotImport(scheduler=name, reason=reason, cure=cure, where=here()) from error
 
 

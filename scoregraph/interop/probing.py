@@ -14,6 +14,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -112,8 +113,6 @@ def probe(scheduler: Scheduler, driver: Driver) -> ProbedRun:
                 m = network(x_in.double(), call.time)
             with InjectedNormals(draw):
                 x = driver.step(scheduler, m, call, x.clone()).double()
-        if not bool(torch.isfinite(x).all()):
-            raise NotLinearError(f"the scheduler itself gives numbers that are not finite at step {call.index}")
         run.states.append(x)
         run.draws.append(drawn)
     return run
@@ -131,14 +130,16 @@ def _probe_step(scheduler: Scheduler, driver: Driver, call: Call, shape: tuple[i
         made[names.index(name)] = 1.0
         return made.reshape(unit)
 
+    where = f"step {call.index}"
+
     def read(what: str, found: Tensor) -> Vector:
         *numbers, constant = found.detach().double().flatten().tolist()
         if len(numbers) != len(names):
-            raise NotLinearError(f"{what} has another shape than the sample at step {call.index}")
+            raise NotLinearError(f"{what} has another shape than the sample at {where}")
+        if not all(map(isfinite, [*numbers, constant])):
+            raise NotLinearError(f"the scheduler itself gives numbers that are not finite for {what} at {where}")
         if constant != 0.0:
-            raise NotLinearError(f"{what} is {constant:.3g} at step {call.index} where every input is 0")
-        if not all(map(_finite, numbers)):
-            raise NotLinearError(f"{what} has a coefficient that is not finite at step {call.index}")
+            raise NotLinearError(f"{what} is {constant:.3g} at {where} where every input is 0")
         return {name: number for name, number in zip(names, numbers, strict=True) if number != 0.0}
 
     drawn = 0
@@ -196,10 +197,6 @@ def _check_step(
     check("the next sample", x, probed.x)
     for path, tensor in kept_tensors(scheduler, shape):
         check(path, tensor, probed.kept.get(path, {}))
-
-
-def _finite(number: float) -> bool:
-    return abs(number) < float("inf")
 
 
 # --- what a scheduler keeps ---
