@@ -22,7 +22,7 @@ def test_a_cached_plan_serves_another_schedule(plans, monkeypatch, steps, scale)
     def never(self):
         raise AssertionError("the network was captured again")
 
-    monkeypatch.setattr(Network, "capture", never)
+    monkeypatch.setattr(Network, "capture_part", never)
     served = sg.compile(gallery.toy(steps=steps, guidance_scale=scale), device="reference")
     assert len(cache.entries()) == 1
     assert f"steps={steps}" in served.plan.graph

@@ -17,9 +17,20 @@ def network(name: str = "toy", seed: int = 0, prediction: Prediction | None = No
     """A toy network under a name of its own, whose tensor programs are made on first use and kept."""
     made = toy.load(prediction, seed=seed)
     made = replace(made, ref=replace(made.ref, name=name))
-    captured = functools.cache(made.capture)
-    object.__setattr__(made, "capture", captured)
-    return made
+    return captured_once(made)
+
+
+def captured_once(network: Network) -> Network:
+    """The same network, whose tensor programs are made on first use and kept."""
+    capture, kept = network.capture_part, {}
+
+    def capture_part(part, energies=None):
+        if part not in kept:
+            kept[part] = capture(part, energies)
+        return kept[part]
+
+    object.__setattr__(network, "capture_part", capture_part)
+    return network
 
 
 def guided(steps: int = 6, scale: float = 1.5, name: str = "guided", sampler=None, schedule=None) -> GraphBuilder:

@@ -26,7 +26,14 @@ ISAS = ("scalar", "avx2", "avx512")
 
 def captured_once(network: Network) -> Network:
     """The same network, whose tensor programs are made on first use and kept."""
-    object.__setattr__(network, "capture", functools.cache(network.capture))
+    capture, kept = network.capture_part, {}
+
+    def capture_part(part, energies=None):
+        if part not in kept:
+            kept[part] = capture(part, energies)
+        return kept[part]
+
+    object.__setattr__(network, "capture_part", capture_part)
     return network
 
 
@@ -40,7 +47,7 @@ def toy_network(prediction: Prediction, time: TimeConvention, space: Space) -> N
     base = _toy(time in ("timestep", "flow1000"))
     ref = replace(base.ref, prediction=prediction, time=time, latent=Latent(space, (toy.WIDTH,)))
     network = replace(base, ref=ref)
-    object.__setattr__(network, "capture", base.capture)
+    object.__setattr__(network, "capture_part", base.capture_part)
     return network
 
 
