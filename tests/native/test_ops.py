@@ -264,6 +264,13 @@ CASES = [
     Case("pointwise", {"x0": Given(X), "x1": Given(normal(3, 5, 24, seed=9))}, (3, 5, 24), {"program": PROGRAM}),
     Case(
         "pointwise",
+        {"x0": Given(X), "x1": Given(normal(3, 5, 24, seed=9))},
+        (3, 5, 24),
+        {"program": [["less", 0, 1], ["const", 2.0], ["mul", 0, 3], ["where", 2, 4, 1]]},
+        name="where and less",
+    ),
+    Case(
+        "pointwise",
         {
             "x0": Given(X),
             "x1": Given(np.arange(3).reshape(3, 1), shape=(3, 5, 24), strides=(1, 0, 0)),
@@ -290,7 +297,9 @@ def test_an_op_is_that_of_the_reference(case, isa):
 
 
 def test_every_op_has_a_case():
-    elsewhere = {"noise", "step_time", "step_input", "sampler_step"}  # test_executor, test_native_noise
+    # test_executor, test_native_noise, test_sampling_ops
+    elsewhere = {"noise", "step_time", "step_input", "sampler_step"}
+    elsewhere |= {"gram", "quantile", "scalars", "record", "interpolate"}
     assert {case.op for case in CASES} | elsewhere == set(_native.ops())
 
 
