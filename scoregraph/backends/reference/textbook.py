@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -70,8 +70,27 @@ def clean(prediction: Any, m: Tensor, x: Tensor, at: Point) -> Tensor:
             c_skip = data**2 / (gap**2 + data**2)
             c_out = gap * data / math.sqrt(k**2 + data**2)
             return c_skip * (x / at.alpha) + c_out * m
-        case _:
-            raise ValueError(f"no textbook knows the parameterization {prediction}")
+        case _:  # its own definition
+            p, q = prediction.to_x0(at.alpha, at.sigma)
+            return p * x + q * m
+
+
+def answer(prediction: Any, x0: Tensor, x: Tensor, at: Point) -> Tensor:
+    """What a network of a parameterization answers where x is the state and x0 the clean sample: ``clean`` undone."""
+    eps = (x - at.alpha * x0) / at.sigma
+    match prediction.name:
+        case "eps":
+            return eps
+        case "x0":
+            return x0
+        case "v":
+            return math.sqrt(at.abar) * eps - math.sqrt(1 - at.abar) * x0
+        case "flow":
+            return eps - x0
+        case "score":
+            return -eps / at.sigma
+        case _:  # the others add a share of x to a multiple of the answer
+            return (x0 - clean(prediction, 0.0 * x, x, at)) / (clean(prediction, 0.0 * x + 1.0, 0.0 * x, at))
 
 
 @dataclass
@@ -157,3 +176,12 @@ def consistency(sampler: Any, walk: Walk) -> Tensor:
 STEPS: dict[str, Callable[[Any, Walk], Tensor]] = {
     step.__name__: step for step in (ddim, euler, heun, flow_euler, dpmpp_2m, consistency)
 }
+OPTIONS = {"ddim": ("eta",), "dpmpp_2m": ("correction",)}
+"""The options that a step follows; others it knows only at their defaults."""
+
+
+def knows(sampler: Any) -> bool:
+    """Whether a step of ``STEPS`` says all of what a sampler does."""
+    followed = OPTIONS.get(sampler.name, ())
+    rest = (option for option in fields(sampler) if option.name not in followed)
+    return sampler.name in STEPS and all(getattr(sampler, option.name) == option.default for option in rest)
