@@ -127,11 +127,12 @@ class _Stages:
         again = (f"{name} ({turn})" for turn in itertools.count(2))
         return name if name not in self.texts else next(each for each in again if each not in self.texts)
 
-    def note(self, name: str, text: str, started: float) -> None:
+    def note(self, name: str, text: str, started: float, counters: Mapping[str, int] | None = None) -> None:
         """A stage that is no pass: what it produced, and how long it took since ``started``."""
         from scoregraph.plan.schema import Stage
 
-        self.data.append(Stage(name=name, rewrites=0, ms=round((time.perf_counter() - started) * 1e3, 3)))
+        ms = round((time.perf_counter() - started) * 1e3, 3)
+        self.data.append(Stage(name=name, rewrites=0, ms=ms, counters=dict(counters or {})))
         self.texts[name] = text
 
     def run(self, passes: list[Pass[Any]], program: Any, show: Callable[[Any], str], fuel: Fuel) -> Any:
@@ -202,7 +203,7 @@ class _Source:
         started, before = time.perf_counter(), len(stages.data)
         draft = lower_sampling(graph, programs, device, bank=bank)
         captures = sum(stage.ms for stage in stages.data[before:])
-        stages.note("lower", plan_text(draft.plan), started + captures / 1e3)
+        stages.note("lower", plan_text(draft.plan), started + captures / 1e3, draft.counters)
         return draft
 
     def _find(self, ref: NetRef) -> Network | EnergyNetwork:

@@ -28,10 +28,14 @@ from scoregraph.plan.schema import (
 
 @dataclass(frozen=True)
 class Draft:
-    """What plan passes rewrite: the plan, and each constant's values by id, in the constant's layout."""
+    """What plan passes rewrite: the plan, and each constant's values by id, in the constant's layout.
+
+    ``counters`` say what lowering did.
+    """
 
     plan: Plan
     arrays: Mapping[int, np.ndarray]
+    counters: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +91,7 @@ class Drafter:
     Attributes:
         segments: the segments so far; calls go into the last one.
         bank: the buffer of the input that replaces generated noise.
+        counters: what lowering did, for its stage.
     """
 
     name: str
@@ -99,6 +104,7 @@ class Drafter:
     inputs: list[InputSpec] = field(default_factory=list)
     outputs: list[OutputSpec] = field(default_factory=list)
     bank: int | None = None
+    counters: dict[str, int] = field(default_factory=dict[str, int])
     _variants: tuple[int, ...] = ()
     _views: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _known_constants: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
@@ -125,6 +131,11 @@ class Drafter:
             yield
         finally:
             self._variants = before
+
+    @property
+    def variants(self) -> tuple[int, ...]:
+        """The variants that calls belong to just now."""
+        return self._variants
 
     def evaluates(self, network: str, branches: int = 1) -> None:
         """Note for the counters that a turn of the current segment calls ``network`` for so many branches."""
@@ -253,7 +264,7 @@ class Drafter:
             segments=tuple(segment.close() for segment in self.segments),
             bank=self.bank,
         )
-        return Draft(plan, dict(self.arrays))
+        return Draft(plan, dict(self.arrays), self.counters)
 
 
 def _strides_of(constant: Constant) -> tuple[int, ...]:

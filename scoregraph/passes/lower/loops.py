@@ -56,8 +56,12 @@ class Outside(Protocol):
         """A buffer with one number everywhere."""
         ...
 
-    def program(self, net: v.NetRef, part: str, inputs: Sequence[Value]) -> list[Value]:
+    def program(self, net: v.NetRef, part: str, inputs: Sequence[Value], branches: int = 1) -> list[Value]:
         """The calls of one part of a network."""
+        ...
+
+    def shares_prefix(self, net: v.NetRef, varying: Sequence[bool]) -> bool:
+        """Whether a score network does work that does not depend on its ``varying`` inputs."""
         ...
 
 
@@ -184,7 +188,8 @@ class LoopLowering:
         if key not in mover.inputs:
             shape = mover.registers[0].shape[1:]
             name = f"{self.loop.name}.x_in{kind.number}"
-            mover.inputs[key] = self.drafter.new((Batch(len(leaf[1])), *shape), name=name)
+            rows = self._rows(leaf[0], len(leaf[1]))
+            mover.inputs[key] = self.drafter.new((Batch(rows), *shape), name=name)
         return mover.inputs[key]
 
     def _branches(self, score: n.Score, branches: tuple[int, ...]) -> list[Value]:
@@ -247,11 +252,18 @@ class LoopLowering:
         said = self.said.get((net.name, score.x, score.conds[branches[0]])) if count == 1 else None
         if said is not None:
             return [said]
-        x_in = self._scaled(mover, net, count) if x_in is None else x_in
-        t = self._time(mover, net, count)
+        rows = self._rows(score, count)
+        x_in = self._scaled(mover, net, rows) if x_in is None else x_in
+        t = self._time(mover, net, rows)
         self.drafter.evaluates(net.name, count)
-        answer = self.outside.program(net, "score", [x_in, t, *self._branches(score, branches)])[0]
+        answer = self.outside.program(net, "score", [x_in, t, *self._branches(score, branches)], count)[0]
         return split_variance(self.drafter, answer, net, count)
+
+    def _rows(self, score: n.Score, branches: int) -> int:
+        """How many rows per sample state and time have at the network's input: one, where branches share a prefix."""
+        conditions = len(self._branches(score, (0,)))
+        shares = branches > 1 and self.outside.shares_prefix(score.net, [False, False, *[True] * conditions])
+        return 1 if shares else branches
 
     def _gradient(self, mover: Mover, grad: n.EnergyGrad, known: Mapping[n.Node, list[Value]]) -> Value:
         energy, net = grad.energy, grad.net

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from scoregraph.errors import UncoveredOperator
 from scoregraph.passes.lower import operators, windows
+from scoregraph.passes.lower import shape as shapes
 from scoregraph.passes.lower.rules import RULES
+from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Drafter, Value
 
 if TYPE_CHECKING:
@@ -21,7 +24,9 @@ REGISTERED = (operators, windows)
 """Importing these modules fills the registry."""
 
 
-def lower_program(drafter: Drafter, module: GraphModule, inputs: Sequence[Value], name: str) -> list[Value]:
+def lower_program(
+    drafter: Drafter, module: GraphModule, inputs: Sequence[Value], name: str, *, branches: int = 1
+) -> list[Value]:
     """Append the calls of ``module`` to the current segment.
 
     Args:
@@ -29,26 +34,115 @@ def lower_program(drafter: Drafter, module: GraphModule, inputs: Sequence[Value]
         module: ATen and fused operators; see ``scoregraph.passes.tensor``.
         inputs: one value per placeholder, in order.
         name: leads every call's site, as in ``terrain.score/conv2d_3``.
+        branches: K where inputs have K rows per sample, branch by branch. Inputs with one row per sample are the same
+            in all branches: what depends on them alone is computed once, and repeated where branches part.
 
     Returns:
-        The program's outputs.
+        The program's outputs, with K rows per sample.
 
     Raises:
         UncoveredOperator: an operator (or this use of it) has no kernel.
     """
     values: dict[Node, Any] = {}
+    shared: set[Node] = set()
+    repeated = _Repeated(drafter, branches)
     given = iter(inputs)
     for node in module.graph.nodes:
         if node.op == "placeholder":
             values[node] = next(given)
+            if branches > 1 and values[node].shape[0] == Batch():
+                shared.add(node)
         elif node.op == "get_attr":
             values[node] = drafter.constant(_attribute(module, str(node.target)), f"{name}.{node.target}")
         elif node.op == "output":
-            found = _resolve(node.args[0], values)
+            found = _resolve(node.args[0], {n: repeated(v) if n in shared else v for n, v in values.items()})
             return cast(list[Value], found) if isinstance(found, list) else [found]
-        else:
+        elif not shared.intersection(node.all_input_nodes):
             values[node] = _call(drafter, node, values, name)
+        elif operator_name(node) == SIZE:
+            values[node] = _times(_call(drafter, node, values, name), branches)
+        elif all(n in shared or not _grows(values[n]) for n in node.all_input_nodes):
+            # Sizes are those of all branches; one of them is 1/K of that.
+            own = {n: _over(v, branches) if isinstance(v, Batch) else v for n, v in values.items()}
+            before = len(drafter.segments[-1].calls)
+            values[node] = _call(drafter, node, own, name)
+            shared.add(node)
+            drafter.counters["calls_shared"] = (
+                drafter.counters.get("calls_shared", 0) + len(drafter.segments[-1].calls) - before
+            )
+        else:
+            values[node] = _call(drafter, node, {n: repeated(v) if n in shared else v for n, v in values.items()}, name)
     raise AssertionError("a graph ends in an output node")
+
+
+SIZE = "aten.sym_size.int"
+HEAVY = ("linear", "conv2d", "attention", "matmul", "convolution", "mm", "addmm", "bmm")
+"""Operators that are worth computing once: any of these in a prefix pays for repeating its result."""
+
+
+def shares_prefix(module: GraphModule, varying: Sequence[bool]) -> bool:
+    """Whether something heavy depends on inputs only that are the same in all branches (not ``varying``)."""
+    differs: set[Node] = set()
+    flags = iter(varying)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            if next(flags):
+                differs.add(node)
+        elif differs.intersection(node.all_input_nodes):
+            differs.add(node)
+        elif node.op == "call_function" and any(
+            word in HEAVY for word in operator_name(node).replace(".", "_").split("_")
+        ):
+            if any(before.op != "get_attr" for before in node.all_input_nodes):
+                return True
+    return False
+
+
+@dataclass
+class _Repeated:
+    """Values of one row per sample with K equal rows per sample, each made once."""
+
+    drafter: Drafter
+    branches: int
+    known: dict[tuple[Any, ...], Value] = field(default_factory=dict[tuple[Any, ...], Value])
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [self(each) for each in cast(Sequence[Any], value)]
+        if not isinstance(value, Value) or not _grows(value):
+            return value
+        key = (value.storage, value.shape, value.strides, value.offset, self.drafter.variants)
+        if key not in self.known:
+            at = next(i for i, size in enumerate(value.shape) if isinstance(size, Batch))
+            size, others = value.shape[at], [d for i, d in enumerate(value.shape) if i != at]
+            assert isinstance(size, Batch)
+            # Row (b, h) of a sample's k rows becomes the rows (b, j, h): the branches lie side by side in a sample.
+            rows, strides = (Batch(), self.branches, size.k), [s for i, s in enumerate(value.strides) if i != at]
+            step = value.strides[at]
+            source = Value(
+                value.storage, (*rows, *others), (size.k * step, 0, step, *strides), value.offset, value.dtype
+            )
+            whole = self.drafter.new((Batch(size.k * self.branches), *others), value.dtype, "branches")
+            target = shapes.view(self.drafter, whole, source.shape, "branches")
+            self.drafter.call("copy", {"x": source}, {"y": target}, site="branches")
+            order = list(range(1, len(value.shape)))
+            self.known[key] = shapes.permute(whole, [*order[:at], 0, *order[at:]])
+        return self.known[key]
+
+
+def _times(size: Any, factor: int) -> Any:
+    return Batch(size.k * factor) if isinstance(size, Batch) else size
+
+
+def _over(size: Batch, factor: int) -> Batch:
+    return Batch(size.k // factor)
+
+
+def _grows(value: Any) -> bool:
+    """Whether a value has rows for every sample."""
+    if isinstance(value, list | tuple):
+        return any(_grows(each) for each in cast(Sequence[Any], value))
+    return isinstance(value, Batch) or (isinstance(value, Value) and any(isinstance(d, Batch) for d in value.shape))
 
 
 def operator_name(node: Node) -> str:

@@ -20,7 +20,7 @@ from scoregraph.graph import values as v
 from scoregraph.graph.energies import Energy
 from scoregraph.graph.graph import Graph
 from scoregraph.passes.lower.loops import LoopLowering, drawing_rows
-from scoregraph.passes.lower.program import lower_program
+from scoregraph.passes.lower.program import lower_program, shares_prefix
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter, Value
 from scoregraph.plan.schema import InputSpec, OutputSpec
@@ -203,11 +203,17 @@ class _Lowering:
         self.drafter.bank = int(self.bank_input.storage[1:])
         self.drafter.inputs.append(InputSpec(name="noise", buffer=self.drafter.bank))
 
-    def program(self, net: v.NetRef, part: str, inputs: Sequence[Value]) -> list[Value]:
+    def program(self, net: v.NetRef, part: str, inputs: Sequence[Value], branches: int = 1) -> list[Value]:
+        """The calls of one part of a network; None is the identity."""
         module = self.programs(net, part)
         if module is None:
             return list(inputs)
-        return lower_program(self.drafter, module, inputs, f"{net.name}.{part}")
+        return lower_program(self.drafter, module, inputs, f"{net.name}.{part}", branches=branches)
+
+    def shares_prefix(self, net: v.NetRef, varying: Sequence[bool]) -> bool:
+        """Whether a score network does work that does not depend on its ``varying`` inputs."""
+        module = self.programs(net, "score")
+        return module is not None and shares_prefix(module, varying)
 
     def condition(self, node: n.Node) -> tuple[Value, ...]:
         """The encoded tensors of one branch, [B, …] each."""
