@@ -72,7 +72,9 @@ class Discrete(Stepped):
         options.choice(self, "final", FINALS)
         options.flag(self, "open_end")
         options.optional_real(self, "lambda_min")
-        options.whole(self, "distilled_steps", low=1, high=self.train_steps)
+        options.whole(self, "distilled_steps", low=1)
+        if self.spacing == "distilled":
+            options.whole(self, "distilled_steps", low=1, high=self.train_steps)
         options.real(self, "terminal", low=0.0, high=0.5)
         options.choice(self, "precision", ("float64", "float32"))
 

@@ -193,6 +193,9 @@ def _continuous(draft: _Draft) -> None:
         step = n.SamplerStep(Patient(draw(st.integers(1, 50))), x, step.preds, time, step.site)
     elif draw(st.booleans()):
         emits.append(draft.emit(n.LogProb(step)))
+        emits.append(
+            draft.emit(n.Observe(step, draw(st.sampled_from(["before", "statistic"])), draw(st.integers(0, 3))))
+        )
     moved = step
     if draw(st.booleans()):
         mask = draft.input(Array("f32", (1, *latent.shape[1:]) if draw(st.booleans()) else latent.shape))

@@ -123,7 +123,7 @@ def test_the_context_marks_the_node_and_its_place():
         verify(Graph("test", (("x", loop(bad)),), ((bad, place),)))
     lines = str(caught.value).splitlines()
     marked = next(i for i, line in enumerate(lines) if "^^^" in line)
-    assert "step(euler()" in lines[marked - 1]
+    assert "step(euler(" in lines[marked - 1]
     assert len(lines[marked].strip()) == len(lines[marked - 1].strip())
     assert "  at   sample.py:7" in lines
 

@@ -16,7 +16,7 @@ from scoregraph.errors import (
     UnknownName,
     ZeroAlpha,
 )
-from scoregraph.graph import caches, energies, guidance, prediction, samplers, schedules, select
+from scoregraph.graph import caches, corrections, energies, guidance, prediction, samplers, schedules, select
 from scoregraph.graph.spec import Spec
 from scoregraph.graph.table import StepTable, machine_columns
 
@@ -38,6 +38,20 @@ ALL = [
     guidance.compose((1.0, -0.5)),
     guidance.edit(7.5, 1.5),
     guidance.weighted(2, (0.25, 0.75)),
+    guidance.cfg(3.0, start=0.2, stop=0.6),
+    guidance.cfg_steps((7.5, 5, 1)),
+    guidance.cfg_pp(0.6),
+    guidance.autoguidance(2.0),
+    guidance.perturbed(3.0),
+    guidance.perturbed(2.8, cfg=7.0, start=0.01, stop=0.2),
+    guidance.rescale(7.5, 0.7),
+    guidance.apg(10, threshold=2.5),
+    guidance.cfg_zero_star(5.0, zero_init=2),
+    guidance.tcfg(5.0, convention="ho"),
+    guidance.mambo_g(10.0),
+    corrections.clamp(-0.5, 2),
+    corrections.dynamic_threshold(limit=3),
+    energies.energy(1.0),
     select.most_confident(mask=126336, counts="cosine", forbid=(1, 2), block=32),
     select.threshold(mask=5),
     select.factor(mask=5),
@@ -88,6 +102,13 @@ REFUSED = [
     (UnknownName, "SG101.*did you mean 'margin'", lambda: select.threshold(mask=1, confidence="margins")),
     (EmptyRange, "SG202.*sigma_min = 80.0.*sigma_max = 0.002", lambda: schedules.karras(3, 80.0, 0.002)),
     (EmptyRange, "SG202.*low = 5.0.*high = 5.0", lambda: guidance.cfg(3.0, low=5, high=5)),
+    (EmptyRange, "SG202.*start = 0.5.*stop = 0.25", lambda: guidance.cfg(3.0, start=0.5, stop=0.25)),
+    (EmptyRange, "SG202.*low = 1.0.*high = -1.0", lambda: corrections.clamp(1.0, -1.0)),
+    (OptionOutOfRange, "SG201.*limit of dynamic_threshold", lambda: corrections.dynamic_threshold(limit=0.5)),
+    (OptionOutOfRange, "SG201.*ratio of dynamic_threshold", lambda: corrections.dynamic_threshold(1.5)),
+    (OptionOutOfRange, "SG201.*zero_init of cfg_zero_star", lambda: guidance.cfg_zero_star(3.0, zero_init=-1)),
+    (OptionOutOfRange, "SG201.*rescale of rescale must be a number from 0 to 1", lambda: guidance.rescale(3.0, 1.5)),
+    (OptionOutOfRange, "SG201.*threshold of apg", lambda: guidance.apg(3.0, threshold=-1)),
     (EmptyRange, "SG202.*beta_start", lambda: schedules.linear(steps=3, beta_start=0.5, beta_end=0.1)),
     (TooManySteps, "SG203.*needs timestep 1999", lambda: schedules.linear(steps=2000).grid()),
     (TooManySteps, "SG203.*needs timestep 1000", lambda: schedules.linear(steps=1000, offset=1).grid()),
@@ -214,8 +235,39 @@ def test_weights():
     assert interval.weights(0, 10, 1.0, 0.5) == (3.0, -2.0)
     assert interval.weights(0, 10, 0.0, 1.0) == (1.0, 0.0)
     for rule in (spec for spec in ALL if isinstance(spec, guidance.Guidance)):
-        assert rule.branches == len(rule.roles) == len(rule.weights(*at))
-        assert math.fsum(rule.weights(*at)) == pytest.approx(1.0)
+        weights = rule.weights(*at)
+        assert (weights is None) <= (not rule.is_linear)
+        if weights is not None:
+            assert rule.branches == len(rule.roles) == len(weights)
+            assert math.fsum(weights) == pytest.approx(1.0)
+
+
+def test_a_rule_is_off_exactly_at_its_neutral_scale_and_outside_its_interval():
+    def on(rule):
+        return [rule.weights(step, 10, 1.0, 10.0 - step) != (1.0, 0.0) for step in range(10)]
+
+    for rule in (guidance.cfg, guidance.autoguidance, guidance.rescale, guidance.apg, guidance.tcfg, guidance.mambo_g):
+        assert on(rule(3.0, start=0.25, stop=0.6)) == [2 <= step < 6 for step in range(10)]  # int(2.5), int(6)
+        assert on(rule(3.0, low=4.0, high=8.0)) == [4.0 <= 10.0 - step < 8.0 for step in range(10)]
+        assert on(rule(1.0)) == on(rule(0.0, convention="ho")) == [False] * 10
+        assert on(rule(0.0)) == on(rule(math.nextafter(1.0, 2.0))) == [True] * 10
+    zero = guidance.cfg_zero_star(3.0, zero_init=2, stop=0.5)
+    assert [zero.weights(step, 10, 1.0, 1.0) for step in (0, 1, 2, 4, 5)] == [(0.0, 0.0)] * 2 + [None] * 2 + [
+        (1.0, 0.0)
+    ]
+
+
+def test_scales_by_step_and_perturbed_networks():
+    by_step = guidance.cfg_steps((7.5, 1.0))
+    assert [by_step.weights(i, 5, 1.0, 1.0) for i in (0, 1, 4)] == [(7.5, -6.5), (1.0, 0.0), (1.0, 0.0)]
+    assert guidance.cfg_steps((2.0,), convention="ho").weights(3, 5, 1.0, 1.0) == (3.0, -2.0)
+    assert guidance.perturbed(3.0).weights(0, 10, 1.0, 1.0) == (4.0, -3.0)
+    both = guidance.perturbed(2.0, cfg=5.0, start=0.0, stop=0.5)
+    assert [both.weights(i, 10, 1.0, 1.0) for i in (0, 1, 5)] == [(5.0, -4.0, 0.0), (7.0, -4.0, -2.0), (5.0, -4.0, 0.0)]
+    assert guidance.autoguidance(2.0).roles == ("strong", "weak")
+    assert guidance.cfg_pp(0.6).weights(0, 10, 1.0, 1.0) == (0.6, 0.4)
+    assert guidance.cfg_pp(0.6).splits
+    assert not guidance.cfg(3.0).splits
 
 
 def small_table() -> StepTable:
@@ -226,7 +278,8 @@ def test_folding_guidance_multiplies_b():
     table = small_table()
     folded = table.fold_guidance([(3.0, -2.0), (1.0, 0.0), (0.5, 0.5)])
     assert folded.branches == 2
-    assert folded.columns == (*machine_columns(2, 2), "step", "alpha", "sigma")
+    assert folded.columns == (*machine_columns(2, 2), *table.report)
+    assert {"step", "alpha", "sigma", "calls"} <= set(table.report)
     for i, weights in enumerate([(3.0, -2.0), (1.0, 0.0), (0.5, 0.5)]):
         (a, b, c), (a2, b2, c2) = table.matrices(i), folded.matrices(i)
         assert np.array_equal(a, a2)
@@ -263,6 +316,19 @@ def test_weights_that_do_not_fit(weights: list[tuple[float, ...]], problem: str)
     assert problem in str(error.value)
 
 
+def test_weights_of_a_sample_are_not_in_a_table():
+    with pytest.raises(BadWeights, match=r"SG207.*depend on the sample"):
+        guidance.apg(5.0).table_weights(small_table())
+    off = guidance.apg(1.0).table_weights(small_table())
+    assert off == ((1.0, 0.0),) * 3
+    with pytest.raises(TypeError, match="neither weights nor combine"):
+        Unwritten().weights(0, 1, 1.0, 1.0)
+
+
+class Unwritten(guidance.Guidance):
+    """A rule that says nothing."""
+
+
 def test_a_rule_with_bad_rows_is_found_when_its_table_is_made():
     with pytest.raises(BadWeights, match=r"SG207.*micro-step 1 sum to 0.9"):
         guidance.weighted(2, (1.0, 0.0, 0.4, 0.5)).table_weights(small_table())
@@ -291,8 +357,10 @@ def test_a_table_is_a_value():
         ({"registers": ()}, "at least one register"),
         ({"branches": 0}, "one branch"),
         ({"rows": ()}, "at least one row"),
-        ({"rows": ((1.0, 2.0),)}, "row 0 has 2 numbers for 13 columns"),
-        ({"rows": ((math.nan,) * 13,)}, "not finite"),
+        ({"rows": ((1.0, 2.0),)}, "row 0 has 2 numbers for 16 columns"),
+        ({"rows": ((math.nan,) * 16,)}, "not finite"),
+        ({"estimates": -1}, "negative number"),
+        ({"forms": 1}, "columns should begin with"),
         ({"init_scale": math.inf}, "init_scale"),
     ],
 )
