@@ -134,7 +134,7 @@ def small_plan() -> SmallPlan:
         call(
             "sampler_step",
             {"r0": x, "r1": old, "p0": answer},
-            {"r0": x, "r1": old, "xin": xin},
+            {"r0": x, "r1": old, "xin0": xin},
             "step",
             table=0,
             a=2,

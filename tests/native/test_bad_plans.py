@@ -62,7 +62,7 @@ CASES: list[tuple[str, str, str, Callable[[Body], None]]] = [
     ("wrong bias", "plan", "bias has the shape", lambda p: swap(call(p, 1, "linear")["ins"], "bias", "c3")),
     ("write a constant", "memory", "cannot be written", lambda p: swap(call(p, 1, "linear")["outs"], "y", "c1")),
     ("read before write", "memory", "before anything is written", lambda p: p["segments"][0]["calls"].pop(1)),
-    ("in place", "memory", "overlaps the operand p0", lambda p: swap(call(p, 1, "sampler_step")["outs"], "xin", "b7")),
+    ("in place", "memory", "overlaps the operand p0", lambda p: swap(call(p, 1, "sampler_step")["outs"], "xin0", "b7")),
     ("column", "plan", "columns", lambda p: swap(call(p, 1, "step_time")["attrs"], "column", 12)),
     ("b columns", "plan", "columns", lambda p: swap(call(p, 1, "sampler_step")["attrs"], "b", 10)),
     ("fixed row", "plan", "row is 8", lambda p: swap(call(p, 0, "step_input")["attrs"], "row", 8)),
