@@ -90,10 +90,9 @@ def shares_prefix(module: GraphModule, varying: Sequence[bool]) -> bool:
                 differs.add(node)
         elif differs.intersection(node.all_input_nodes):
             differs.add(node)
-        elif node.op == "call_function" and any(
-            word in HEAVY for word in operator_name(node).replace(".", "_").split("_")
-        ):
-            if any(before.op != "get_attr" for before in node.all_input_nodes):
+        elif node.op == "call_function" and any(before.op != "get_attr" for before in node.all_input_nodes):
+            words = operator_name(node).replace(".", "_").split("_")
+            if any(word in HEAVY for word in words):
                 return True
     return False
 

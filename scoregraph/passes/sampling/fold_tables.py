@@ -93,7 +93,9 @@ def _table(step: n.SamplerStep, schedule: Spec | None) -> StepTable:
     assert isinstance(pred.type.prediction, Prediction)
     nets = list(networks(pred))
     corrected = isinstance(pred, n.Correct)
-    table = step.rule.table(schedule, pred.type.prediction, nets[0].time, latent.space, corrected=corrected)
+    table = step.rule.table(
+        schedule, pred.type.prediction, nets[0].time, latent.space, corrected=corrected, split=n.splits(pred)
+    )
     grid = schedule.grid().in_space(latent.space)
     points = [Point(a, s) for a, s in zip(table.values("alpha"), table.values("sigma"), strict=True)]
     columns: dict[str, list[float]] = {}
