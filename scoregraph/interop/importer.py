@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -76,6 +77,12 @@ def from_diffusers(scheduler: Scheduler, steps: int | None = None, **arguments: 
     ``arguments`` go to ``set_timesteps`` (mu, sigmas, …) or to every ``step`` (eta, s_churn, …), wherever the name
     belongs. Without ``steps`` the scheduler is taken as it stands, ``set_timesteps`` having been called.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a copy is driven with unit vectors: what it warns of concerns nobody
+        return _from_diffusers(scheduler, steps, arguments)
+
+
+def _from_diffusers(scheduler: Scheduler, steps: int | None, arguments: dict[str, Any]) -> Imported:
     name = type(scheduler).__name__
     driver = driver_of(scheduler)
     _refuse_other_interfaces(scheduler, driver)

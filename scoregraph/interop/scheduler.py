@@ -143,7 +143,8 @@ class TableScheduler:
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """What the network is to see: c_in x, behind whatever noise the sampler adds before its first call."""
         self._begin(timestep)
-        return self._running.values("c_in")[self._row] * self._before_call(sample)
+        before = self._before_call(sample)  # moves on to the row of the call
+        return self._running.values("c_in")[self._row] * before
 
     def step(
         self,
@@ -153,13 +154,12 @@ class TableScheduler:
         generator: torch.Generator | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> StepOutput | tuple[Tensor, Tensor]:
+    ) -> StepOutput | tuple[Tensor, Tensor | None]:
         """The next sample. ``generator`` draws what noise there is, unless ``variance_noise`` is it."""
         self._begin(timestep)
         self.generator = generator
         x, m = self._before_call(sample).float(), model_output.float()
-        p, q = self.prediction.to_x0(self._running.values("alpha")[self._row], self._running.values("sigma")[self._row])
-        clean = (p * x + q * m).to(sample.dtype)
+        clean = self._clean(x, m, sample.dtype)
         x = self._advance(x, m, variance_noise)
         while self._row < len(self._running.rows) and not self._running.values("calls")[self._row]:
             x = self._advance(x, None, None)
@@ -168,6 +168,14 @@ class TableScheduler:
         self._step_index += 1
         x = x.to(sample.dtype)
         return StepOutput(x, clean) if return_dict else (x, clean)
+
+    def _clean(self, x: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """x0 as the network's answer has it; None where an eps network cannot tell, at alpha = 0."""
+        alpha, sigma = self._running.values("alpha")[self._row], self._running.values("sigma")[self._row]
+        if self.prediction.singular and alpha == 0.0:
+            return None
+        p, q = self.prediction.to_x0(alpha, sigma)
+        return (p * x + q * m).to(dtype)
 
     def _begin(self, timestep: float | Tensor | None) -> None:
         """Find the first call by its timestep, unless a pipeline said its number."""

@@ -1,19 +1,10 @@
 """Every scheduler class of diffusers becomes a table that replays it, or is refused with the setting at fault."""
 
-
 import pytest
 from scheduler_zoo import ACCEPTED, EXPORTED, REFUSED, Case
 
 from scoregraph.errors import CannotImport
 from scoregraph.interop.importer import TOLERANCE, from_diffusers
-
-pytestmark = [
-    # diffusers converts tensors to arrays in a way that numpy 2 deprecates, and divides by zero in its schedules.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
-]
 
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=str)
