@@ -167,7 +167,7 @@ fn countdown(limit: u64, strict: bool, rows: usize) -> Draft {
     let mut head = json!({
         "repeat": {"active": number(&left), "limit": limit, "strict": strict}, "networks": [{"name": "n", "branches": 3}],
     });
-    let step = vec![0.0f32];
+    let step = [0.0f32];
     if rows > 0 {
         head["table"] = d.table(&vec![&step[..]; rows]).into();
     }
