@@ -183,6 +183,26 @@ def scores_of(pred: Node) -> Iterator[Score | Divergence]:
             return
 
 
+def fusions_of(pred: Node) -> Iterator[FusedScore]:
+    """The fusions in a prediction, outermost first."""
+    match pred:
+        case FusedScore(preds=preds):
+            yield pred
+            for branch in preds:
+                yield from fusions_of(branch)
+        case Convert(pred=inner) | Correct(pred=inner) | Cache(value=inner):
+            yield from fusions_of(inner)
+        case _:
+            return
+
+
+def splits(pred: Node) -> bool:
+    """Whether eps is to come from an answer of its own: the last branch of the outermost fusion (CFG++)."""
+    while isinstance(pred, Correct):
+        pred = pred.pred
+    return isinstance(pred, FusedScore) and bool(getattr(pred.guidance, "splits", False))
+
+
 # --- The kinds: what enters ---------------------------------------------------------------------
 
 
@@ -384,7 +404,15 @@ class SamplerStep(Node, op="step"):
         learned = bool(getattr(self.rule, "learns_variance", False))
         if learned:
             rules.says_variance(self.rule, [score.net for pred in self.preds for score in scores_of(pred)])
-        branches = 1 if self.table is None else self.table.branches - learned
+        for pred in self.preds:
+            inner = [f.guidance for f in fusions_of(pred) if splits(f)][splits(pred) :]
+            if inner:
+                raise WrongOperand(
+                    operand=f"{inner[0]} below other guidance",
+                    expected="the whole prediction of a step",
+                    got="a part of it",
+                )
+        branches = 1 if self.table is None else self.table.branches - learned - any(map(splits, self.preds))
         return rules.step(self.rule, self.state.type, types(self.preds), branches)
 
 

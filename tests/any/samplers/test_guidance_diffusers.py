@@ -1,5 +1,6 @@
 """Guidance rules against diffusers' guiders: on tensors, and as the compiler records them, over several steps."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,10 +10,12 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers.guiders")
 
 import torch
+import toys
 from diffusers import guiders
 
+import scoregraph as sg
 from scoregraph.backends.reference.vectors import Vector
-from scoregraph.graph import guidance
+from scoregraph.graph import corrections, guidance, samplers, schedules
 from scoregraph.graph.expression import Expr, constant
 from scoregraph.graph.guidance import Guidance
 from scoregraph.graph.mixture import At, Mix, Recorder
@@ -238,3 +241,87 @@ def test_degenerate_answers_stay_finite():
     ):
         for pair in ([zero, zero], [some, some], [zero, some], [some, zero]):
             assert all(torch.isfinite(made).all() for made in on_tensors(rule, [pair] * 2)), (rule.name, pair[0].max())
+
+
+# --- Through the compiler ------------------------------------------------------------------------
+
+
+def trajectory(guide, *, unguided_eps: bool = False, correct=None) -> tuple[np.ndarray, np.ndarray]:
+    """(start, end) of four DDIM steps by hand, in float64; ``guide(step, cond, uncond)`` makes the prediction."""
+    net, tilt = toys.network(), torch.tensor([[0.5, -0.2, 0.1, 0.3]] * 2, dtype=torch.float64)
+    score = copy.deepcopy(net.score).double()
+    grid = schedules.linear(steps=4).grid()
+    x = torch.randn(2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float().double()
+    start = x.numpy()
+    for step, t in enumerate(grid.timesteps):
+        at = torch.full((2,), float(t), dtype=torch.float64)
+        cond, uncond = score(x, at, tilt), score(x, at, torch.zeros_like(tilt))
+        said = guide(step, cond, uncond)
+        x0 = (x - grid.sigma[step] * said) / grid.alpha[step]
+        eps = uncond if unguided_eps else said
+        if correct is not None:
+            x0 = correct(x0)
+            eps = (x - grid.alpha[step] * x0) / grid.sigma[step]
+        x = grid.alpha[step + 1] * x0 + grid.sigma[step + 1] * eps
+    return start, x.numpy()
+
+
+def compiled(rule: Guidance, start: np.ndarray, correction=None) -> np.ndarray:
+    """The same through the sampling passes and the reference backend."""
+    net, g = toys.network(), sg.GraphBuilder("guided")
+    level, blank = g.condition(net, g.input("tilt")), g.condition(net, None)
+    with g.loop(schedules.linear(steps=4), g.input("start", net.ref.latent)) as step:
+        pred = g.fuse(rule, g.score(net, step, level), g.score(net, step, blank))
+        step.advance(samplers.ddim(), pred if correction is None else g.correct(correction, pred, step))
+    g.output(end=step.result)
+    plan = sg.compile(g, device="reference", use_cache=False)
+    return plan.run(start=start, tilt=np.array([0.5, -0.2, 0.1, 0.3]), batch=2)["end"]
+
+
+@pytest.mark.parametrize("case", [name for name, (rule, _) in CASES.items() if rule.roles == ("cond", "uncond")])
+def test_compiled_trajectories_are_those_of_the_guider(case):
+    rule, make = CASES[case]
+    guider = make()
+
+    def guide(step: int, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        guider.set_state(step=step, num_inference_steps=4, timestep=None)
+        if step == 0 and getattr(guider, "adaptive_projected_guidance_momentum", None) is not None:
+            guider.momentum_buffer = guiders.adaptive_projected_guidance.MomentumBuffer(
+                guider.adaptive_projected_guidance_momentum
+            )
+        return guider.forward(cond[:, None], uncond[:, None]).pred[:, 0]
+
+    start, expected = trajectory(guide)
+    np.testing.assert_allclose(compiled(rule, start), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_cfg_pp_leads_to_the_guided_sample_with_the_unguided_noise():
+    start, expected = trajectory(lambda step, cond, uncond: uncond + 0.6 * (cond - uncond), unguided_eps=True)
+    _, plain = trajectory(lambda step, cond, uncond: uncond + 0.6 * (cond - uncond))
+    found = compiled(guidance.cfg_pp(0.6), start)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(plain - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def threshold(x0: torch.Tensor) -> torch.Tensor:
+    """Saharia et al. 2022, section 2.3, with s at most 1.5."""
+    s = torch.quantile(x0.abs(), 0.8, dim=1, keepdim=True).clamp(1.0, 1.5)
+    return torch.minimum(torch.maximum(x0, -s), s) / s
+
+
+@pytest.mark.parametrize(
+    ("correction", "by_hand"),
+    [
+        (corrections.clamp(-0.7, 0.7), lambda x0: x0.clamp(-0.7, 0.7)),
+        (corrections.dynamic_threshold(0.8, limit=1.5), threshold),
+    ],
+    ids=["clamp", "threshold"],
+)
+def test_a_correction_around_guidance_is_one_of_its_x0(correction, by_hand):
+    def guide(step: int, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        return uncond + 3.0 * (cond - uncond)
+
+    start, expected = trajectory(guide, correct=by_hand)
+    _, plain = trajectory(guide)
+    np.testing.assert_allclose(compiled(guidance.cfg(3.0), start, correction), expected, rtol=0, atol=1e-5)
+    assert np.abs(plain - expected).max() > 0.1
