@@ -57,6 +57,11 @@ def in_loop(body: Callable, net: NetRef = EPS, schedule: Spec = LINEAR) -> Calla
     return mistake
 
 
+def imported_elsewhere() -> None:
+    row = (0.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.6, 0.8, 1.0, 0.0, 1.0)  # t, c_in, A, B, C, and where the step stands
+    samplers.tabulated(names=("x",), rows=(row,)).table(KARRAS, prediction.eps(), "timestep", "vp")
+
+
 def advanced() -> tuple[GraphBuilder, object]:
     g = GraphBuilder()
     with g.loop(LINEAR, g.noise(EPS)) as step:
@@ -386,6 +391,8 @@ MISTAKES: dict[str, Callable] = {
     "SG206": in_loop(lambda g, step, pred: None, EPS, KARRAS),
     "SG207": lambda: samplers.ddim().table(LINEAR, prediction.eps(), "timestep", "vp").fold_guidance([(2.0,)] * 3),
     "SG208": lambda: StepTable(("t",), ((1.0,),), ("x",)),
+    "SG209": lambda: sg.samplers.from_diffusers(object()),
+    "SG210": imported_elsewhere,
     "SG211": lambda: samplers.tcd().check(schedules.ascend(LINEAR), prediction.eps()),
     "SG301": no_package,
     "SG302": other_weights,
