@@ -55,7 +55,9 @@ class Moment:
         return Point(grid.alpha[self.step + 1], grid.sigma[self.step + 1])
 
     def time(self, net: v.NetRef) -> float:
-        """What a network is told."""
+        """What a network is told; one without a time reads none."""
+        if net.time == "none":
+            return 0.0
         plain = self.told is None or self.told.time == net.time
         found = self._entry(f"t.{net.time}", "t" if plain else "")
         return found if found is not None else self.grid.time_at(GridPoint(self.at.alpha, self.at.sigma), net.time)

@@ -232,7 +232,7 @@ class Entries:
         parts: list[Tensor] = []
         at = 0
         for part in (self.a, self.b, self.c, self.e, self.h):
-            parts.append(block[:, at : at + part.numel()].reshape(-1, *part.shape[1:]))
+            parts.append(block[:, at : at + part.numel()].reshape(len(block), *part.shape[1:]))
             at += part.numel()
         return replace(self, **dict(zip("abceh", parts, strict=True)))
 

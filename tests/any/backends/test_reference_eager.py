@@ -1,11 +1,9 @@
 """Graphs interpreted node by node: against a loop by hand, and unchanged by the passes over sampling graphs."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from smooth_networks import LABEL, SEEDS, STEPS, WIDTH, FakeNet, network
 
 from scoregraph.backends.reference import eager
 from scoregraph.errors import MissingInput, UncoveredNode
@@ -16,55 +14,8 @@ from scoregraph.graph.graph import Graph
 from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.samplers import Sampler
 from scoregraph.graph.schedules import Schedule
-from scoregraph.graph.values import CondInput, HeadRef, Latent, NetRef, Scalar
+from scoregraph.graph.values import Scalar
 from scoregraph.passes.sampling.pipeline import SAMPLING_PASSES
-
-WIDTH, STEPS, BATCH = 6, 8, 3
-SEEDS = noise.sample_seeds(5, BATCH)
-LABEL = np.array([0.25, -1.0, 2.0], dtype=np.float32)
-
-
-class Score(nn.Module):
-    """A small smooth network of state, time and an embedded label."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.w = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5)
-        self.u = nn.Parameter(torch.randn(WIDTH, generator=generator) / 10)
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return 0.3 * x + 0.7 * torch.tanh(x @ self.w + t[:, None] * self.u + label)
-
-
-class Encode(nn.Module):
-    """The label, spread over the width."""
-
-    def forward(self, label: Tensor) -> Tensor:
-        return label[:, None] * torch.linspace(-1, 1, WIDTH, dtype=label.dtype)
-
-
-@dataclass
-class FakeNet:
-    """A network as graphs and the interpreter know it."""
-
-    ref: NetRef
-    score: Score = field(default_factory=Score)
-    encoder: Encode = field(default_factory=Encode)
-    heads: dict[str, object] = field(default_factory=lambda: {"square": lambda x: x**2})
-
-
-def network(pred: Prediction, time: str, space: str) -> FakeNet:
-    ref = NetRef(
-        "toy",
-        "0" * 16,
-        Latent(space, (WIDTH,)),
-        pred,
-        time,
-        (CondInput("label", null=0.0),),
-        (HeadRef("square", (WIDTH,)),),
-    )
-    return FakeNet(ref)
 
 
 def guided_graph(net: FakeNet, schedule: Schedule, sampler: Sampler, rule: guidance.Guidance) -> Graph:
