@@ -110,6 +110,7 @@ def generate(
         compile_s=round(compiled - started, 3),
         run_s=round(finished - compiled, 3),
         samples=batch,
+        **_counted(plan),
     )
 
 
@@ -154,6 +155,7 @@ def run(
         load_ms=round((loaded - started) * 1e3, 1),
         run_s=round(finished - loaded, 3),
         samples=batch,
+        **_counted(plan),
     )
 
 
@@ -404,6 +406,13 @@ def _write_files(results: dict[str, np.ndarray], wanted: Path | None, base: Path
         written.append(base.with_suffix(".npy"))
         np.save(written[-1], next(iter(results.values())))
     return written
+
+
+def _counted(plan: runtime.CompiledPlan) -> dict[str, int]:
+    """What the run cost: its steps, its calls of networks, and over how many branches these went."""
+    counters = plan.counters()
+    names = ["steps", "network_calls", "branch_evaluations"] + (["rounds"] if counters["rounds"] else [])
+    return {name: counters[name] for name in names}
 
 
 def _report(as_json: bool, files: list[str], **facts: Any) -> None:

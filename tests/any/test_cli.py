@@ -63,7 +63,7 @@ def ok(run):
 def test_generate_writes_the_samples(ok):
     out = ok("generate", "toy", *ON, "--steps", 6, "--seed", 7, "--batch", 3)
     assert "wrote out/toy-seed7.npy" in out
-    assert "samples 3" in out
+    assert "samples 3, steps 6, network calls 6, branch evaluations 6" in out
     made = np.load("out/toy-seed7.npy")
     assert made.shape == (3, 16)
     expected = sg.compile(gallery.toy(6, 1.0), device="reference").run(tilt=0.5, seed=7, batch=3)["sample"]
@@ -78,6 +78,7 @@ def test_generate_takes_inputs_guidance_and_a_file(ok):
     report = json.loads(out)
     assert report["files"] == ["deep/made.npz"]
     assert report["samples"] == 2
+    assert (report["steps"], report["network_calls"], report["branch_evaluations"]) == (6, 6, 12)
     tilt = np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 0, 0]])
     expected = sg.compile(gallery.toy(6, 2.5), device="reference").run(tilt=tilt)["sample"]
     np.testing.assert_array_equal(np.load("deep/made.npz")["sample"], expected)
