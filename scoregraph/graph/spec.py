@@ -36,8 +36,13 @@ class Spec:
             members[cls.name] = cls
 
     def options(self) -> dict[str, Primitive]:
-        """The options by name, in declaration order."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """The options by name, in declaration order; keyword-only ones last, and only where they say something.
+
+        An option that is rarely wanted is keyword-only, and so does not lengthen every text.
+        """
+        common = {f.name: getattr(self, f.name) for f in fields(self) if not f.kw_only}
+        rare = [f.name for f in fields(self) if f.kw_only and getattr(self, f.name) != f.default]
+        return common | {name: getattr(self, name) for name in rare}
 
     def __str__(self) -> str:
         shown = ", ".join(f"{key}={value!r}" for key, value in self.options().items())

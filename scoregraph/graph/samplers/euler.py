@@ -17,7 +17,8 @@ class Euler(Churn):
     """X' = X + (kappa' - kappa) eps, where eps = (X - x0) / kappa (Karras et al. 2022, algorithm 2 without line 8).
 
     With churn, ``order`` says when its noise is added. "before" the network's call, as in the paper and in k-diffusion;
-    or "after" it, as in diffusers: the answer at (X, kappa) is then read as if it had been given at (Xhat, khat).
+    or "after" it, as in diffusers: the answer at (X, kappa) is then read as if it had been given at (Xhat, khat), and a
+    velocity as if at (Xhat, kappa).
     """
 
     name: ClassVar[str] = "euler"
@@ -43,7 +44,7 @@ class Euler(Churn):
         at, to = walk.grid.point(i), walk.grid.point(i + 1)
         hot = walk.grid.at_kappa(at.kappa * (1.0 + self.gamma(walk, at)))
         hot_x = walk["x"] / at.alpha + added_noise(at, hot) * self.s_noise * walk.z
-        p, q = walk.prediction.to_x0(1.0, hot.kappa)
+        p, q = walk.prediction.to_x0(1.0, at.kappa if walk.prediction.name == "v" else hot.kappa)
         x0 = walk.estimates(at)[0] if walk.corrected else p * hot_x + q * walk.m
         return walk.call(i, at, x=to.alpha * (hot_x + (to.kappa - hot.kappa) * (hot_x - x0) / hot.kappa))
 

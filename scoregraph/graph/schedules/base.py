@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, TypeVar
 
 from scoregraph.errors import InfiniteSigma, Location, NoTimestep, OptionOutOfRange, UnknownName, ZeroAlpha, here
 from scoregraph.graph import options
 from scoregraph.graph.prediction import SPACES, Prediction
-from scoregraph.graph.spec import Primitive, Spec
+from scoregraph.graph.spec import Spec
 
 TIMES = ("timestep", "sigma", "c_noise", "flow", "flow1000", "angle", "none")
 SPACINGS = ("leading", "trailing", "linspace", "distilled")
@@ -153,13 +153,6 @@ class Schedule(Spec):
     def __post_init__(self) -> None:
         options.whole(self, "skip", low=0)
         options.flag(self, "ascending")
-
-    def options(self) -> dict[str, Primitive]:
-        """The options by name; the keyword-only ones, which are rarely wanted, come last where they say something."""
-        rare = {f.name: f.default for f in fields(self) if f.kw_only}
-        own = super().options()
-        told = {name: own.pop(name) for name in rare}
-        return {**own, **{name: value for name, value in told.items() if value != rare[name]}}
 
     @abstractmethod
     def whole_grid(self) -> Grid:
