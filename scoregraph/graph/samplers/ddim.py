@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
-from scoregraph.errors import Location
+from scoregraph.errors import Location, WrongDirection
 from scoregraph.graph import options
 from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
@@ -33,8 +33,10 @@ class Ddim(Sampler):
         options.choice(self, "prev", STEPS_TO)
 
     def check(self, schedule: Schedule, prediction: Prediction, where: Location | None = None) -> None:
-        """A stride needs training timesteps."""
+        """A stride needs training timesteps, and fresh noise a walk down."""
         super().check(schedule, prediction, where)
+        if self.eta > 0.0 and schedule.ascending:
+            raise WrongDirection(sampler=self.name, schedule=schedule, where=where)
         check_stride(self.prev, schedule, where)
 
     def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:

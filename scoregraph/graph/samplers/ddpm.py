@@ -30,6 +30,7 @@ class Ddpm(Sampler):
     """
 
     name: ClassVar[str] = "ddpm"
+    walks_down: ClassVar[bool] = True
     variance: str = "fixed_small"
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from scoregraph.graph import options
 from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
-from scoregraph.graph.samplers.exponential import FEW_STEPS, lam, moments, reach, step_length, weights
+from scoregraph.graph.samplers.exponential import FEW_STEPS, lam, moments, order_of, step_length, weights
 from scoregraph.graph.samplers.history import History, slots
 
 
@@ -36,10 +36,7 @@ class Deis(Sampler):
         """One call per step."""
         grid, n = walk.grid, walk.grid.steps
         few = self.lower_order_final and n < FEW_STEPS
-        orders = [
-            1 if grid.sigma[i + 1] == 0.0 else reach(grid, i, min(self.order, n - i) if few else self.order)
-            for i in range(n)
-        ]
+        orders = [order_of(grid, i, min(self.order, n - i) if few else self.order) for i in range(n)]
         history = History(self.memory(), [order - 1 for order in orders])
         for i, order in enumerate(orders):
             at, to = grid.point(i), grid.point(i + 1)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
-from scoregraph.errors import InfiniteSigma, Location
+from scoregraph.errors import InfiniteSigma, Location, WrongDirection
 from scoregraph.graph import options
 from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.samplers.base import MicroStep, Sampler, Vector, Walk
-from scoregraph.graph.samplers.exponential import FEW_STEPS, decay, lam, moments, reach, step_length, weights
+from scoregraph.graph.samplers.exponential import FEW_STEPS, decay, lam, moments, order_of, step_length, weights
 from scoregraph.graph.samplers.history import History, slots
 from scoregraph.graph.schedules import Grid, Point, Schedule
 
@@ -45,6 +45,14 @@ class Rule:
     correction: str = "midpoint"
     third: str = "published"
     noise: float = 1.0
+
+    def check(self, sampler: str, schedule: Schedule, where: Location | None = None) -> None:
+        """An SDE walks down; that in eps adds noise in proportion to kappa, which must be finite."""
+        if self.eta > 0.0 and schedule.ascending:
+            raise WrongDirection(sampler=sampler, schedule=schedule, where=where)
+        if self.eta > 0.0 and not self.clean and schedule.has_zero_alpha():
+            what = f"sigma / alpha, in which the noise of {sampler} grows,"
+            raise InfiniteSigma(what=what, schedule=schedule, where=where)
 
     def moments(self, h: float, order: int) -> list[float]:
         """M_0 … of a step of that order, as the method simplifies them."""
@@ -108,19 +116,16 @@ class Multistep(Sampler):
 
     def orders(self, grid: Grid) -> list[int]:
         """The order of every step: 1 at first, and in a step that ends without noise."""
-        return [
-            1 if grid.sigma[i + 1] == 0.0 else reach(grid, i, self.wanted(i, grid.steps)) for i in range(grid.steps)
-        ]
+        return [order_of(grid, i, self.wanted(i, grid.steps)) for i in range(grid.steps)]
 
     def memory(self) -> tuple[str, ...]:
         """The values f of earlier calls."""
         return slots("x0" if self.rule.clean else "eps", self.highest - 1)
 
     def check(self, schedule: Schedule, prediction: Prediction, where: Location | None = None) -> None:
-        """The SDE in eps adds noise in proportion to kappa, which must be finite."""
+        """See ``Rule.check``."""
         super().check(schedule, prediction, where)
-        if not self.rule.clean and self.rule.eta > 0.0 and schedule.has_zero_alpha():
-            raise InfiniteSigma(what="sigma / alpha, in which sde-dpmsolver steps,", schedule=schedule, where=where)
+        self.rule.check(self.name, schedule, where)
 
     def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """One call per step."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import ClassVar
 
+from scoregraph.errors import Location
 from scoregraph.graph import options
+from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.samplers.base import MicroStep, Sampler, Vector, Walk
 from scoregraph.graph.samplers.dpm_solver import CORRECTIONS, Rule, rule_of
 from scoregraph.graph.samplers.exponential import weights
 from scoregraph.graph.samplers.history import History, slots
-from scoregraph.graph.schedules import Grid
+from scoregraph.graph.schedules import Grid, Schedule
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
 THIRD = ("taylor", "diffusers")
@@ -22,18 +24,18 @@ THIRD = ("taylor", "diffusers")
 class DpmSolverSingle(Sampler):
     """diffusers' singlestep DPM-Solver: every point of the grid is a call, ``order`` calls are one step of that order.
 
-    The calls of a group have the orders 1, 2, … ``order``; the last steps are lower as in Lu et al. 2022a, unless
-    ``lower_order_final`` is False, the number of steps is a multiple of the order and the schedule ends with noise.
-    With ``correction="midpoint"`` a third-order call uses the first and the last value alone. ``third="diffusers"`` is
-    what diffusers' sde-dpmsolver++ has for the second derivative, -1/2 for +1/2. Registers: ``start``, the state before
-    the group, and the values f (x0 or eps) of its calls.
+    The calls of a group have the orders 1, 2, … ``order``; an incomplete group at the end has the first of these. The
+    last call is of first order if it ends without noise, or if its group is complete and ``lower_order_final``. With
+    ``correction="midpoint"`` a third-order call uses the first and the last value alone. ``third="diffusers"`` is what
+    diffusers' sde-dpmsolver++ has for the second derivative, -1/2 for +1/2. Registers: ``start``, the state before the
+    group, and the values f (x0 or eps) of its calls.
     """
 
     name: ClassVar[str] = "dpm_solver_single"
     order: int = 2
     algorithm: str = "dpmsolver++"
     correction: str = "midpoint"
-    lower_order_final: bool = True
+    lower_order_final: bool = False
     third: str = "taylor"
 
     def __post_init__(self) -> None:
@@ -56,6 +58,11 @@ class DpmSolverSingle(Sampler):
         """The state before the group, and the values of its calls."""
         return ("start", *self.values()) if self.order > 1 else ()
 
+    def check(self, schedule: Schedule, prediction: Prediction, where: Location | None = None) -> None:
+        """See ``Rule.check``."""
+        super().check(schedule, prediction, where)
+        self.rule.check(self.name, schedule, where)
+
     def orders(self, grid: Grid) -> list[int]:
         """The order of every call: 1, 2, … within a group."""
         n, order = grid.steps, self.order
@@ -66,7 +73,7 @@ class DpmSolverSingle(Sampler):
             orders = [*group * (n // order - 1), *group[:-1], 1]
         else:
             orders = group * (n // order) + group[: n % order]
-        if grid.sigma[-1] == 0.0:
+        if not isfinite(grid.point(n).lam):
             orders[-1] = 1
         # Without signal lambda is infinite, and a point visited twice says nothing of slopes.
         for i, wanted in enumerate(orders):

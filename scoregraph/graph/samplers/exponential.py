@@ -57,7 +57,8 @@ def weights(offsets: Sequence[float], wanted: Sequence[float]) -> NDArray[np.flo
     """w with sum_j w_j offsets_j^q = wanted_q, for as many distinct offsets as wanted moments; float64."""
     scale = max(map(abs, offsets)) or 1.0  # powers of numbers of order one
     powers = np.vander(np.array(offsets) / scale, increasing=True).T
-    return np.linalg.solve(powers, np.array(wanted) / scale ** np.arange(len(offsets)))
+    solved = np.linalg.solve(powers, np.array(wanted) / scale ** np.arange(len(offsets)))
+    return np.asarray(solved, dtype=np.float64)
 
 
 def lam(grid: Grid, i: int) -> float:
@@ -68,6 +69,11 @@ def lam(grid: Grid, i: int) -> float:
 def step_length(grid: Grid, i: int) -> float:
     """h of step ``i``: infinite from a point without signal and to one without noise."""
     return lam(grid, i + 1) - lam(grid, i)
+
+
+def order_of(grid: Grid, i: int, order: int) -> int:
+    """The order that step ``i`` can have, at most ``order``: that of ``reach``, or 1 to where lambda is infinite."""
+    return reach(grid, i, order) if isfinite(lam(grid, i + 1)) else 1
 
 
 def reach(grid: Grid, i: int, order: int) -> int:

@@ -33,7 +33,7 @@ class Lms(Sampler):
     def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """One call per step."""
         grid = walk.grid
-        orders = [reach(grid, i, self.order) for i in range(grid.steps)]
+        orders = [reach(grid, i, self.order if grid.alpha[i + 1] else 1) for i in range(grid.steps)]
         history = History(self.memory(), [order - 1 for order in orders])
         for i, order in enumerate(orders):
             at, to = grid.point(i), grid.point(i + 1)

@@ -112,7 +112,7 @@ class Pndm(Sampler):
                 yield walk.call(0, at, x=x, start=walk["x"], kept=history.kept(walk, 0, m))
                 # With strides diffusers calls at the next point, and steps to it from a stride above, all the same.
                 if self.prev == "stride" and grid.timesteps is not None:
-                    at = at_timestep(grid, grid.timesteps[1] + stride(grid))
+                    at = at_timestep(grid, grid.timesteps[1] - stride(grid))
                 first = history.past(walk, 1, 1)
                 mean = (self.said(walk, grid.point(1)) + first) / 2
                 x = self.transfer(walk, at, grid.point(1), walk["start"], mean)
@@ -145,8 +145,8 @@ class Pndm(Sampler):
         if grid.timesteps is not None and isinstance(grid.schedule, Discrete):
             here, there = grid.timesteps[i], grid.timesteps[i + 1]
             if self.prev == "stride":
-                half = stride(grid) // 2
-                return at_timestep(grid, here - half), at_timestep(grid, there + half)
+                half = int(stride(grid) / 2)
+                return at_timestep(grid, here + half), at_timestep(grid, there - half)
             middle = at_timestep(grid, (here + there) / 2)
         else:
             middle = grid.at_kappa(sqrt(grid.kappa[i] * grid.kappa[i + 1]))

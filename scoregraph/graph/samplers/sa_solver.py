@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 from typing import ClassVar
 
-from scoregraph.errors import InfiniteSigma, Location
+from scoregraph.errors import Location
 from scoregraph.graph import options
 from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.samplers.base import MicroStep, Sampler, Vector, Walk
 from scoregraph.graph.samplers.dpm_solver import Rule
-from scoregraph.graph.samplers.exponential import lam, moments, reach, step_length, weights
+from scoregraph.graph.samplers.exponential import lam, moments, order_of, reach, step_length, weights
 from scoregraph.graph.samplers.history import History, slots
 from scoregraph.graph.schedules import Grid, Schedule
 
@@ -56,10 +56,10 @@ class SASolver(Sampler):
         return ("start", *noise, *self.values()) if self.corrector else self.values()
 
     def check(self, schedule: Schedule, prediction: Prediction, where: Location | None = None) -> None:
-        """The SDE in eps adds noise in proportion to kappa, which must be finite."""
+        """What the rules of its steps demand."""
         super().check(schedule, prediction, where)
-        if self.predict == "eps" and schedule.has_zero_alpha() and self.rule(inf).eta > 0.0:
-            raise InfiniteSigma(what="sigma / alpha, in which sa_solver steps,", schedule=schedule, where=where)
+        for kappa in schedule.grid().kappa:
+            self.rule(kappa).check(self.name, schedule, where)
 
     def rule(self, kappa: float) -> Rule:
         """The step from a point of noise level ``kappa``."""
@@ -80,7 +80,7 @@ class SASolver(Sampler):
         correctors: list[int] = []
         for i in range(n):
             left = n - i if self.lower_order_final else n
-            predictors.append(1 if grid.sigma[i + 1] == 0.0 else reach(grid, i, min(self.predictor, left)))
+            predictors.append(order_of(grid, i, min(self.predictor, left)))
             known = i > 0 and isfinite(lam(grid, i - 1)) and lam(grid, i) != lam(grid, i - 1)
             correctors.append(reach(grid, i, min(self.corrector, left + 2)) if known and self.corrector else 0)
         return predictors, correctors

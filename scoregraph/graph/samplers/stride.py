@@ -22,18 +22,18 @@ def check_stride(prev: str, schedule: Schedule, where: Location | None = None) -
 
 
 def stride(grid: Grid) -> int:
-    """T//N, for the N steps of the whole schedule."""
+    """How many timesteps a step goes: T//N for the N steps of the whole schedule, less than 0 where it walks down."""
     assert isinstance(grid.schedule, Discrete)  # or check_stride has raised
-    return grid.schedule.train_steps // grid.schedule.steps
+    length = grid.schedule.train_steps // grid.schedule.steps
+    return length if grid.schedule.ascending else -length
 
 
 def next_point(grid: Grid, i: int, prev: str) -> Point:
     """Where step ``i`` goes to; strides below timestep 0 go to the last point of the grid."""
     if prev == "grid":
         return grid.point(i + 1)
-    length = stride(grid)
     assert grid.timesteps is not None  # the schedule is discrete
-    return at_timestep(grid, grid.timesteps[i] - length)
+    return at_timestep(grid, grid.timesteps[i] + stride(grid))
 
 
 def at_timestep(grid: Grid, timestep: float) -> Point:

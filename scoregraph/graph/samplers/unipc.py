@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from scoregraph.graph import options
 from scoregraph.graph.samplers.base import MicroStep, Sampler, Vector, Walk
-from scoregraph.graph.samplers.exponential import lam, moments, reach, step_length, weights
+from scoregraph.graph.samplers.exponential import lam, moments, order_of, step_length, weights
 from scoregraph.graph.samplers.history import History, slots
 from scoregraph.graph.schedules import Grid
 
@@ -71,7 +71,7 @@ class UniPC(Sampler):
         """One call per step: correct, then predict."""
         grid = walk.grid
         wanted = [self.wanted(i, grid.steps) for i in range(grid.steps)]
-        orders = [1 if grid.sigma[i + 1] == 0.0 else reach(grid, i, wanted[i]) for i in range(grid.steps)]
+        orders = [order_of(grid, i, wanted[i]) for i in range(grid.steps)]
         corrects = [self.corrects(grid, i - 1) for i in range(grid.steps)]
         reads = [max(orders[i] - 1, wanted[i - 1] if corrects[i] else 0) for i in range(grid.steps)]
         history = History(self.values(), reads)

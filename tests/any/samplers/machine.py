@@ -12,20 +12,54 @@ Net = Callable[[np.ndarray, float], list[np.ndarray]]
 """(x_in, t) -> one answer per branch."""
 
 
+class Machine:
+    """A table at work: ``step`` runs its next row. The state may be replaced between rows.
+
+    Tables with a learned variance have one output, exp(e) z with the one estimate e.
+    """
+
+    def __init__(self, table: StepTable, net: Net, x: np.ndarray) -> None:
+        self.table, self.net = table, net
+        self.registers = [x, *(np.zeros_like(x) for _ in table.registers[1:])]
+        self.row = 0
+
+    @property
+    def state(self) -> np.ndarray:
+        """The register x."""
+        return self.registers[0]
+
+    @state.setter
+    def state(self, x: np.ndarray) -> None:
+        self.registers[0] = x
+
+    def step(self, z: np.ndarray) -> None:
+        """One row with the noise ``z``."""
+        table, i = self.table, self.row
+        m = self.net(table.values("c_in")[i] * self.state, table.values("t")[i])
+        assert len(m) == table.branches
+        row = table.row(i)
+        sources = [*self.registers, *m]
+        outputs = [np.exp(combine(e, sources)) * z for e in row.e]
+        assert len(outputs) == table.outputs
+        self.registers = [
+            combine(np.concatenate([a, b, [c], h]), [*sources, z, *outputs])
+            for a, b, c, h in zip(row.a, row.b, row.c, row.h, strict=True)
+        ]
+        self.row += 1
+
+
+def combine(weights: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
+    """The weighted sum."""
+    return sum((w * value for w, value in zip(weights, values, strict=True)), np.zeros_like(values[0]))
+
+
 def run_table(table: StepTable, net: Net, x: np.ndarray, noise: np.ndarray | None = None) -> list[np.ndarray]:
     """The state before every row and at the end. ``x`` is the state the loop starts with, ``noise`` [rows, …]."""
-    registers = [x, *(np.zeros_like(x) for _ in table.registers[1:])]
+    machine = Machine(table, net, x)
     states = [x]
-    for i, (t, c_in) in enumerate(zip(table.values("t"), table.values("c_in"), strict=True)):
-        m = net(c_in * registers[0], t)
-        assert len(m) == table.branches
-        a, b, c = table.matrices(i)
-        z = noise[i] if noise is not None else np.zeros_like(x)
-        registers = [
-            sum(a[j, k] * r for k, r in enumerate(registers)) + sum(b[j, k] * mk for k, mk in enumerate(m)) + c[j] * z
-            for j in range(len(registers))
-        ]
-        states.append(registers[0])
+    for i in range(len(table.rows)):
+        machine.step(noise[i] if noise is not None else np.zeros_like(x))
+        states.append(machine.state)
     return states
 
 
