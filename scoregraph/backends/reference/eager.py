@@ -7,7 +7,7 @@ steps with one follow it row by row. So a graph before and after every graph pas
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scoregraph.backends.reference import predictions
+from scoregraph.backends.reference.adaptive import AdaptiveRun
 from scoregraph.backends.reference.loops import LoopRun
 from scoregraph.backends.reference.moments import Module, Scope
 from scoregraph.backends.reference.noise import normals
@@ -142,6 +143,9 @@ class _Interpreter:
                 return [predictions.divergence(self, node, scope)]
             case n.Loop():
                 return LoopRun(self, node, scope, self.record).values()
+            case n.While() if node.schedule is not None:
+                samples = [AdaptiveRun(alone, node, alone.root).values() for alone in self._alone()]
+                return [torch.cat(parts) for parts in zip(*samples, strict=True)]
             case n.Get():
                 return self.value(node.loop, scope)[node.index]
             case n.HeadDecode(rows=None):
@@ -159,6 +163,14 @@ class _Interpreter:
                 return (self.value(node.value, scope) <= node.limit).to(self.dtype)
             case _:
                 raise self.refusal(node, f"the reference does not interpret {node.op} nodes")
+
+    def _alone(self) -> Iterator[_Interpreter]:
+        """Every sample by itself, for loops that take as many steps as a sample needs."""
+        for i in range(self.batch):
+            inputs = {name: value[i : i + 1] for name, value in self.inputs.items()}
+            yield _Interpreter(
+                self.graph, self.networks, inputs, self.seeds[i : i + 1], self.dtype, converted=self.converted
+            )
 
     def refusal(self, node: n.Node, reason: str) -> UncoveredNode:
         """The error about a node that has no interpretation here."""
