@@ -136,6 +136,13 @@ def sqrt(a: Value) -> Expr:
     return unary("sqrt", a)
 
 
+def hypot(a: Number, b: Number) -> Number:
+    """The square root of a^2 + b^2, of numbers or of expressions: formulas that use it can be traced."""
+    if isinstance(a, Expr) or isinstance(b, Expr):
+        return sqrt(a * a + b * b)  # pyright: ignore[reportReturnType]  # what is traced is not checked
+    return math.hypot(a, b)
+
+
 def absolute(a: Value) -> Expr:
     """The absolute value."""
     return unary("abs", a)

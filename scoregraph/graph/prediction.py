@@ -9,11 +9,11 @@ pass. Formulas hold for any (alpha, sigma), so they serve the three spaces in wh
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from scoregraph.graph import options
+from scoregraph.graph.expression import hypot
 from scoregraph.graph.spec import Spec
 
 SPACES = ("vp", "kappa", "flow")
@@ -87,12 +87,12 @@ class V(Prediction):
 
     def to_x0(self, alpha: float, sigma: float) -> Linear:
         """x0 = a*(x/n) - s*m with n = sqrt(alpha^2 + sigma^2), a = alpha/n, s = sigma/n."""
-        norm = math.hypot(alpha, sigma)
+        norm = hypot(alpha, sigma)
         return alpha / norm**2, -sigma / norm
 
     def to_eps(self, alpha: float, sigma: float) -> Linear:
         """eps = s*(x/n) + a*m."""
-        norm = math.hypot(alpha, sigma)
+        norm = hypot(alpha, sigma)
         return sigma / norm**2, alpha / norm
 
 
@@ -143,17 +143,17 @@ class Edm(Prediction):
 
     def to_x0(self, alpha: float, sigma: float) -> Linear:
         """x0 = c_skip*(x/alpha) + c_out*m."""
-        norm = math.hypot(sigma, alpha * self.sigma_data)
+        norm = hypot(sigma, alpha * self.sigma_data)
         return self.sigma_data**2 * alpha / norm**2, self.sigma_data * sigma / norm
 
     def to_eps(self, alpha: float, sigma: float) -> Linear:
         """eps = (x - alpha*x0) / sigma, with the division by sigma carried out."""
-        norm = math.hypot(sigma, alpha * self.sigma_data)
+        norm = hypot(sigma, alpha * self.sigma_data)
         return sigma / norm**2, -alpha * self.sigma_data / norm
 
     def c_in(self, alpha: float, sigma: float) -> float:
         """1/sqrt(k^2 + sd^2), of x/alpha."""
-        return 1.0 / math.hypot(sigma, alpha * self.sigma_data)
+        return 1.0 / hypot(sigma, alpha * self.sigma_data)
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,11 @@ class Consistency(Prediction):
         """x0 = c_skip*(x/alpha) + c_out*m."""
         gap = sigma - alpha * self.sigma_min
         skip = self.sigma_data**2 * alpha / (gap**2 + (alpha * self.sigma_data) ** 2)
-        return skip, gap * self.sigma_data / math.hypot(sigma, alpha * self.sigma_data)
+        return skip, gap * self.sigma_data / hypot(sigma, alpha * self.sigma_data)
 
     def c_in(self, alpha: float, sigma: float) -> float:
         """1/sqrt(k^2 + sd^2), of x/alpha."""
-        return 1.0 / math.hypot(sigma, alpha * self.sigma_data)
+        return 1.0 / hypot(sigma, alpha * self.sigma_data)
 
     @property
     def boundary(self) -> float:

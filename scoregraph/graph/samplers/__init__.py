@@ -18,6 +18,7 @@ from scoregraph.graph.samplers.kdpm2 import Dpmpp2sAncestral, DpmppSde, Kdpm2, K
 from scoregraph.graph.samplers.lcm import Lcm
 from scoregraph.graph.samplers.lms import Lms
 from scoregraph.graph.samplers.pndm import Ipndm, Pndm
+from scoregraph.graph.samplers.runge_kutta import HeunEuler, Rk23, Rk45
 from scoregraph.graph.samplers.sa_solver import SASolver
 from scoregraph.graph.samplers.sde import ReverseSde
 from scoregraph.graph.samplers.tabulated import Tabulated
@@ -37,6 +38,9 @@ flow_euler = FlowEuler
 flow_heun = FlowHeun
 flow_ancestral = FlowAncestral
 reverse_sde = ReverseSde
+heun_adaptive = HeunEuler
+rk23 = Rk23
+rk45 = Rk45
 dpm_solver = DpmSolver
 dpm_solver_single = DpmSolverSingle
 dpmpp_2m = Dpmpp2m
@@ -77,6 +81,7 @@ __all__ = [
     "flow_heun",
     "flow_stochastic",
     "heun",
+    "heun_adaptive",
     "ipndm",
     "kdpm2",
     "kdpm2_ancestral",
@@ -84,6 +89,8 @@ __all__ = [
     "lms",
     "pndm",
     "reverse_sde",
+    "rk23",
+    "rk45",
     "sa_solver",
     "scm",
     "tabulated",

@@ -9,7 +9,7 @@ from scoregraph.graph import nodes as n
 from scoregraph.graph import values as v
 from scoregraph.graph.energies import Energy
 from scoregraph.passes.lower import shape as shapes
-from scoregraph.passes.lower.mover import Mover, Outside, Variant, live_leaves, prepared_leaf, variants_of
+from scoregraph.passes.lower.mover import Mover, Outside, Variant, interleave, live_leaves, prepared_leaf, variants_of
 from scoregraph.passes.sampling.algebra import joint_score
 from scoregraph.passes.sampling.batch_branches import answers_of
 from scoregraph.passes.sampling.fold_tables import scale_column, time_column
@@ -127,19 +127,8 @@ class Answers:
         key = (score, branches)
         if key not in self.batched:
             per_branch = [self.outside.condition(score.conds[i]) for i in branches]
-            self.batched[key] = [self._interleave(list(parts)) for parts in zip(*per_branch, strict=True)]
+            self.batched[key] = [interleave(self.drafter, list(parts)) for parts in zip(*per_branch, strict=True)]
         return self.batched[key]
-
-    def _interleave(self, parts: Sequence[Value]) -> Value:
-        count, shape = len(parts), parts[0].shape[1:]
-        if count == 1:
-            return parts[0]
-        whole = self.drafter.new((Batch(count), *shape), parts[0].dtype, "branches")
-        split = shapes.view(self.drafter, whole, (Batch(), count, *shape), "branches")
-        for j, part in enumerate(parts):
-            target = shapes.select(split, 1, j)
-            self.drafter.call("copy", {"x": self.drafter.as_buffer(part)}, {"y": target}, site="branches")
-        return whole
 
     def _time(self, mover: Mover, net: v.NetRef, branches: int) -> Value:
         t = self.drafter.new((Batch(branches),), name=f"{self.loop.name}.t")

@@ -11,6 +11,7 @@ from scoregraph.graph import nodes as n
 from scoregraph.graph import values as v
 from scoregraph.graph.formula import Formula
 from scoregraph.graph.table import StepTable
+from scoregraph.passes.lower import shape as shapes
 from scoregraph.passes.sampling.batch_branches import answers_of
 from scoregraph.passes.sampling.drop_dead_branches import variant_keys
 from scoregraph.passes.sampling.fold_tables import scale_column
@@ -35,6 +36,14 @@ class Outside(Protocol):
 
     def condition(self, node: n.Node) -> tuple[Value, ...]:
         """The encoded tensors of one branch, [B, …] each."""
+        ...
+
+    def noise(self, node: n.Noise, scale: float) -> Value:
+        """Normals times a factor."""
+        ...
+
+    def branches(self, score: n.Score) -> list[Value]:
+        """Each encoded condition for all branches of a score."""
         ...
 
     def start(self, node: n.Node, table: StepTable, number: int) -> Value:
@@ -135,3 +144,15 @@ def drawing_rows(step: n.SamplerStep) -> list[bool]:
 def numbered(program: Sequence[Sequence[Any]], table: StepTable) -> list[list[Any]]:
     """A program with columns by number."""
     return [[op, table.columns.index(args[0])] if op in ("row", "next") else [op, *args] for op, *args in program]
+
+
+def interleave(drafter: Drafter, parts: Sequence[Value]) -> Value:
+    """One value per branch, [B, …] each, as [KB, …]: branch j of sample b in row b*K + j."""
+    count, shape = len(parts), parts[0].shape[1:]
+    if count == 1:
+        return parts[0]
+    whole = drafter.new((Batch(count), *shape), parts[0].dtype, "branches")
+    split = shapes.view(drafter, whole, (Batch(), count, *shape), "branches")
+    for j, part in enumerate(parts):
+        drafter.call("copy", {"x": drafter.as_buffer(part)}, {"y": shapes.select(split, 1, j)}, site="branches")
+    return whole

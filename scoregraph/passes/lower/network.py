@@ -1,4 +1,7 @@
-"""A network by itself as a plan: its conditions, state and time are inputs, its answer the output."""
+"""A network by itself as a plan: its conditions, state and time are inputs, its answer the output.
+
+Of an energy the outputs are its value and its gradient.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def lower_network(ref: NetRef, programs: Callable[[NetRef, str], GraphModule | None], device: str) -> Draft:
-    """The draft plan of one evaluation: inputs ``x`` (already times c_in), ``t`` and the conditions; output ``m``."""
+    """The draft plan of one evaluation: inputs ``x`` (already times c_in), ``t`` and the conditions; output ``m``.
+
+    An energy has the outputs ``energy`` [B] and ``grad`` [B, …], its gradient in x.
+    """
     drafter = Drafter(ref.name, device)
     drafter.begin("network")
     assert isinstance(ref.latent, Latent), "a Network is continuous"
@@ -30,10 +36,13 @@ def lower_network(ref: NetRef, programs: Callable[[NetRef, str], GraphModule | N
 
     x, t = given("x", ref.latent.shape), given("t", ())
     conds = [given(c.name, c.shape, c.dtype, low=c.low, high=c.high) for c in ref.conds]
-    encoder, score = programs(ref, "encoder"), programs(ref, "score")
+    parts = {"energy": "energy", "grad": "energy.grad"} if ref.energy else {"m": "score"}
+    encoder = None if ref.energy else programs(ref, "encoder")
     if encoder is not None:
         conds = lower_program(drafter, encoder, conds, f"{ref.name}.encoder")
-    assert score is not None, "every network has a score"
-    answer = drafter.dense(lower_program(drafter, score, [x, t, *conds], f"{ref.name}.score")[0])
-    drafter.outputs.append(OutputSpec(name="m", buffer=int(drafter.ref(answer)[1:])))
+    for output, part in parts.items():
+        program = programs(ref, part)
+        assert program is not None, "every network has a score, every energy a value"
+        answer = drafter.dense(lower_program(drafter, program, [x, t, *conds], f"{ref.name}.{part}")[0])
+        drafter.outputs.append(OutputSpec(name=output, buffer=int(drafter.ref(answer)[1:])))
     return drafter.build()

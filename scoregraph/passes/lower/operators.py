@@ -308,6 +308,7 @@ def reduce(
 
 KEYWORDS: dict[str, dict[str, str | float]] = {
     "aten.ones.default": {"value": 1.0},
+    "aten.ones_like.default": {"value": 1.0},
     "aten.mean.dim": {"kind": "mean"},
     "aten.sum.dim_IntList": {"kind": "sum"},
     "aten.amin.default": {"kind": "min"},
@@ -324,6 +325,11 @@ def to(drafter: Drafter, site: str, x: Value, *args: Any, **kwargs: Any) -> Valu
     if wanted in ("torch.float32", "torch.float64") or (wanted == "torch.int64" and x.dtype == "i64"):
         return x
     raise ValueError(f"a cast from {x.dtype} to {wanted}")
+
+
+@rule("aten.full_like.default", "aten.ones_like.default", "aten.zeros_like.default")
+def full_like(drafter: Drafter, site: str, x: Value, value: float = 0.0, *, dtype: object = None, **_: object) -> Value:
+    return full(drafter, site, x.shape, value, dtype)
 
 
 @rule("aten.full.default", "aten.zeros.default", "aten.ones.default")

@@ -19,7 +19,9 @@ from scoregraph.graph import nodes as n
 from scoregraph.graph import values as v
 from scoregraph.graph.energies import Energy
 from scoregraph.graph.graph import Graph
-from scoregraph.passes.lower.loops import LoopLowering, drawing_rows
+from scoregraph.passes.lower.adaptive import AdaptiveLowering
+from scoregraph.passes.lower.loops import LoopLowering
+from scoregraph.passes.lower.mover import drawing_rows, interleave
 from scoregraph.passes.lower.program import lower_program, shares_prefix
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter, Value
@@ -234,12 +236,25 @@ class _Lowering:
 
     def _loop(self, loop: n.Node) -> list[Value]:
         """The values that leave a loop; what it emits is kept for the outputs."""
-        if not isinstance(loop, n.Loop):
-            raise self.refuse(loop, "its number of steps depends on data", "use a loop over a schedule")
         if loop not in self.loops:
-            self.loops[loop], emitted = LoopLowering(self, loop).run()
-            self.emitted.update(emitted)
+            match loop:
+                case n.Loop():
+                    self.loops[loop], emitted = LoopLowering(self, loop).run()
+                    self.emitted.update(emitted)
+                case n.While() if loop.schedule is not None:
+                    self.loops[loop] = [AdaptiveLowering(self, loop).run()]
+                case _:
+                    raise self.refuse(loop, "its number of steps depends on data", "use a loop over a schedule")
         return self.loops[loop]
+
+    def noise(self, node: n.Noise, scale: float) -> Value:
+        """Normals times a factor."""
+        return self._noise(node.latent, node.site, scale)
+
+    def branches(self, score: n.Score) -> list[Value]:
+        """Each encoded condition for all branches of a score."""
+        per_branch = [self.condition(cond) for cond in score.conds]
+        return [interleave(self.drafter, list(parts)) for parts in zip(*per_branch, strict=True)]
 
     def start(self, node: n.Node, table: StepTable, number: int) -> Value:
         """The state before the first step of a loop."""

@@ -167,3 +167,25 @@ def concatenate(drafter: Drafter, parts: Sequence[Value], dim: int, site: str) -
         drafter.call("copy", {"x": drafter.as_buffer(part)}, {"y": narrow(made, dim, start, size)}, site=site)
         start += size
     return made
+
+
+def scatter(
+    drafter: Drafter, part: Value, size: int, dim: int, start: int, step: int, site: str, value: float = 0.0
+) -> Value:
+    """A buffer that is ``size`` long in ``dim``: ``part`` at start, start + step, …, and ``value`` everywhere else.
+
+    Every element is written once, so that a kernel may write ``part`` in place (``forward-copies``).
+    """
+    dim %= len(part.shape)
+    count = part.shape[dim]
+    assert isinstance(count, int)
+    made = drafter.new((*part.shape[:dim], size, *part.shape[dim + 1 :]), part.dtype, site)
+    target = narrow(made, dim, start, count, step)
+    drafter.call("copy", {"x": drafter.as_buffer(part)}, {"y": target}, site=site)
+    behind = start + count * step
+    between = [(start + r, len(range(start + r, size, step)), step) for r in range(1, step)]
+    for first, length, every in ((0, start, 1), *between, (behind, len(range(behind, size, step)), step)):
+        if length > 0:
+            gap = narrow(made, dim, first, length, every)
+            drafter.call("fill", {}, {"x": gap}, {"value": value}, site)
+    return made

@@ -138,6 +138,48 @@ def stack(drafter: Drafter, site: str, parts: Sequence[Value], dim: int = 0) -> 
     return shapes.concatenate(drafter, [shapes.unsqueeze(drafter.as_buffer(p), dim) for p in parts], dim, site)
 
 
+@rule("aten.slice_backward.default")
+def slice_backward(
+    drafter: Drafter, site: str, part: Value, sizes: Sequence[Size], dim: int, start: int, end: int, step: int
+) -> Value:
+    """Zeros of the shape ``sizes`` with ``part`` where ``slice`` would take it from."""
+    size = sizes[dim % len(sizes)]
+    if isinstance(size, Batch):
+        if (start, step) != (0, 1):
+            raise ValueError("the batch dimension is sliced")
+        return part
+    return shapes.scatter(drafter, part, size, dim, slice(start, None, step).indices(size)[0], step, site)
+
+
+@rule("aten.select_backward.default")
+def select_backward(drafter: Drafter, site: str, part: Value, sizes: Sequence[Size], dim: int, index: int) -> Value:
+    """Zeros of the shape ``sizes`` with ``part`` where ``select`` would take it from."""
+    size = sizes[dim % len(sizes)]
+    if isinstance(size, Batch):
+        raise ValueError("one sample is selected from the batch")
+    part = shapes.unsqueeze(drafter.as_buffer(part), dim % len(sizes))
+    return shapes.scatter(drafter, part, size, dim, index % size, 1, site)
+
+
+@rule("aten.constant_pad_nd.default")
+def constant_pad(drafter: Drafter, site: str, x: Value, pad: Sequence[int], value: float = 0.0) -> Value:
+    """``pad`` counts from the last dimension: (before, after), …; negative numbers cut."""
+    x = drafter.as_buffer(x)
+    for position in range(len(pad) // 2):
+        dim = len(x.shape) - 1 - position
+        before, after = pad[2 * position : 2 * position + 2]
+        size = x.shape[dim]
+        if before == after == 0:
+            continue
+        if isinstance(size, Batch):
+            raise ValueError("the batch is padded")
+        x = shapes.slice_(x, dim, max(0, -before), size + min(0, after))
+        if before > 0 or after > 0:
+            whole = size + before + after
+            x = shapes.scatter(drafter, x, whole, dim, max(0, before), 1, site, value=float(value))
+    return x
+
+
 @rule("aten.sym_size.int")
 def sym_size(drafter: Drafter, site: str, x: Value, dim: int) -> Size:
     return x.shape[dim]
