@@ -166,8 +166,7 @@ class GraphBuilder:
         ref = self._net(net)
         self.check_step(step)
         given = self._cond(ref, cond)
-        if isinstance(step.schedule, Schedule) and isinstance(ref.latent, Latent):
-            step.schedule.check_network(ref.time, ref.latent.space, where=here())
+        self._check_time(ref, step)
         state = step.x if x is None else self.use(x)
         time = None if ref.time == "none" else step.time
         return self.node(n.Score, ref, state, time, (given,))
@@ -202,6 +201,7 @@ class GraphBuilder:
         self.check_step(step)
         ref = self._net(net)
         given = self._cond(ref, cond)
+        self._check_time(ref, step)
         return self.node(n.Divergence, ref, step.x, step.time, given, None if probe is None else self.use(probe))
 
     def energy(
@@ -215,6 +215,8 @@ class GraphBuilder:
         """The gradient of an energy in the state of a loop, or in the clean sample that ``pred`` implies."""
         self.check_step(step)
         ref = None if net is None else self._net(net)
+        if ref is not None:
+            self._check_time(ref, step)
         used = self._energy_values(ref, values)
         return self.node(n.EnergyGrad, energy, step.x, step.time, None if pred is None else self.use(pred), ref, used)
 
@@ -346,6 +348,11 @@ class GraphBuilder:
         if isinstance(value, int | float):
             return self.node(n.Constant, float(value), Array(cond.dtype, cond.shape))
         return self.use(value)
+
+    def _check_time(self, ref: NetRef, step: Step) -> None:
+        """The schedule of a loop can tell a network the time as it reads it."""
+        if isinstance(step.schedule, Schedule) and isinstance(ref.latent, Latent):
+            step.schedule.check_network(ref.time, ref.latent.space, where=here())
 
     def _cond(self, ref: NetRef, cond: Node | None) -> Node:
         """The condition a network is asked under; a network without conditions needs none."""
@@ -548,7 +555,7 @@ class Step:
         rule = None if step is None else step.rule
         if isinstance(rule, Sampler) and rule.adaptive and self.schedule is not None:
             going = builder.node(n.Unfinished, self.time)
-            limit = rule.options()["max_rounds"]
+            limit: int = vars(rule)["max_rounds"]
             self._loop = builder.node(n.While, self.name, limit, self._init, results, going, emits, self.schedule)
             return
         if self.max_iters is None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from scoregraph.errors import Location
 from scoregraph.graph.analysis import topological
-from scoregraph.graph.nodes import Emit, Input, Interned, Node, field_kinds
+from scoregraph.graph.node import Interned, Node, field_kinds
+from scoregraph.graph.nodes import Emit, Input
 from scoregraph.graph.values import NetRef
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, c
 
 from scoregraph.errors import GraphFile, Location, ScoregraphError
 from scoregraph.graph.graph import Graph
-from scoregraph.graph.nodes import KINDS, Node, field_kinds, spec_families
+from scoregraph.graph.node import KINDS, Node, field_kinds, spec_families
 from scoregraph.graph.spec import Spec
 from scoregraph.graph.table import StepTable
 from scoregraph.graph.values import (

@@ -13,7 +13,8 @@ from typing import Any
 from scoregraph.errors import Location
 from scoregraph.graph.analysis import scopes
 from scoregraph.graph.graph import Graph
-from scoregraph.graph.nodes import Loop, Node, While, field_kinds
+from scoregraph.graph.node import Node, field_kinds
+from scoregraph.graph.nodes import Loop, While
 from scoregraph.graph.table import StepTable
 from scoregraph.graph.values import NetRef, word
 

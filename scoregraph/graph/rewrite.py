@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from scoregraph.errors import Location
 from scoregraph.graph.graph import Graph
-from scoregraph.graph.nodes import Node
+from scoregraph.graph.node import Node
 
 Rule = Callable[[Node], Node | None]
 """The node to put in place of another, or None to leave it. Rules that must not go on (no fuel left) return None."""

@@ -161,6 +161,9 @@ def fuse(
         same_latent("gradient", first.latent, gradient.latent)
     if scale is not None:
         expect(f"scale of {guidance}", scale, Scalar)
+        if not hasattr(guidance, "scale") or not getattr(guidance, "is_linear", True):
+            rule = "the rule of a scale that is given from outside"
+            raise WrongOperand(operand=rule, expected="linear in its scale, such as cfg", got=guidance)
     return first
 
 
@@ -289,9 +292,24 @@ def energy(net: NetRef | None, x: ValueType, values: Sequence[ValueType]) -> Lat
     if not net.energy:
         raise WrongOperand(operand="the network of an energy", expected="an energy", got=f"the network {net.name}")
     same_state(f"x of {net.name}", net.latent, latent)
-    if len(values) != len(net.conds) or values:
+    if len(values) != len(net.conds):
+        names = ", ".join(cond.name for cond in net.conds) or "nothing"
+        raise WrongOperand(
+            operand=f"what {net.name} reads", expected=f"x and {names}", got=f"x and {len(values)} value(s)"
+        )
+    if values:
         condition(net, values)
     return latent
+
+
+def judged(net: NetRef | None, x: ValueType, values: Sequence[ValueType]) -> Scalar:
+    """An energy of a finished sample; a network that reads time is told that of a clean sample, 0."""
+    energy(net, x, values)
+    if net is not None and net.time == "c_noise":
+        raise WrongOperand(
+            operand=f"the time of {net.name}", expected="a number at sigma = 0", got="c_noise, which is -infinity there"
+        )
+    return Scalar("per-sample")
 
 
 def norm(a: ValueType, b: ValueType | None) -> Scalar:
@@ -343,6 +361,13 @@ def standalone(name: str, of: ValueType) -> ValueType:
     if isinstance(of, Carry | Time):
         raise WrongOperand(operand=name, expected="a value of its own", got=of)
     return of
+
+
+def emitted(name: str, value: ValueType) -> ValueType:
+    """What a loop can record: a value that means something to the caller."""
+    if isinstance(value, Carry | Time | Cond):
+        raise WrongOperand(operand=f"emitted value {name!r}", expected="a value a caller could use", got=value)
+    return value
 
 
 def carried(init: ValueType) -> ValueType:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast, get_args
 
 from scoregraph.errors import Location, ScoregraphError
 from scoregraph.graph.graph import Graph
-from scoregraph.graph.nodes import KINDS, Loop, Node, While, field_kinds, spec_families
+from scoregraph.graph.node import KINDS, Node, field_kinds, spec_families
+from scoregraph.graph.nodes import Loop, While
 from scoregraph.graph.printer import BODY_FIELDS, NET_FLAGS, TABLE_SIZES, layout
 from scoregraph.graph.printer import print_graph as print_graph
 from scoregraph.graph.spec import Spec

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from scoregraph.graph.analysis import scopes
 from scoregraph.graph.graph import Graph
+from scoregraph.graph.node import Node, field_kinds
 from scoregraph.graph.nodes import (
     Condition,
     Constant,
@@ -19,12 +20,10 @@ from scoregraph.graph.nodes import (
     Input,
     Loop,
     LoopVar,
-    Node,
     SamplerStep,
     Score,
     While,
     Within,
-    field_kinds,
 )
 from scoregraph.graph.printer import numbering
 from scoregraph.graph.values import NetRef

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from scoregraph.graph import nodes as n
 from scoregraph.graph.graph import Graph
-from scoregraph.graph.nodes import field_kinds
+from scoregraph.graph.node import field_kinds
 from scoregraph.graph.table import StepTable
 from scoregraph.passes.sampling.drop_dead_branches import variant_keys
 

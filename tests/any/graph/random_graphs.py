@@ -37,9 +37,12 @@ PAINTER = NetRef(
     variance=True,
 )
 FLOWER = NetRef("flower", "1e10000000000000", Latent("flow", (3,)), prediction.flow(), "flow1000")
+LABEL = CondInput("label", (), "i64")
 CRITICS = {
-    net.name: NetRef(f"critic of {net.name}", "c0", net.latent, conds=(CondInput("label", (), "i64"),), energy=True)
-    for net in (TERRAIN, PAINTER)
+    net.name: NetRef(
+        f"critic of {net.name}", "c0", net.latent, None, time, (CondInput("label", (), "i64"),), energy=True
+    )
+    for net, time in ((TERRAIN, "sigma"), (PAINTER, "timestep"))
 }
 """Energies of the networks' latents."""
 FRIENDS = {
@@ -257,7 +260,7 @@ def _step(draft: _Draft, net: NetRef, x: n.Node, time: n.Node) -> tuple[n.Node, 
                 n.EnergyGrad(energies.classifier(0.5), x, time, None, critic, draft.values(critic)),
                 n.EnergyGrad(energies.measurement(2.0, wrt="x0"), x, time, preds[0], None, values),
             )
-        scale = draft.input(Scalar("per-sample")) if draw(st.booleans()) else None
+        scale = draft.input(Scalar("per-sample")) if branches == 2 and draw(st.booleans()) else None
         preds = [n.FusedScore(GUIDANCE[branches], tuple(preds), grads, scale)]
         branches = 1
         if draw(st.booleans()):

@@ -16,7 +16,7 @@ from scoregraph.errors import BadTable, GraphFile, GraphSyntax, ScoregraphError
 from scoregraph.graph import analysis
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.json_form import from_json, json_schema, to_json
-from scoregraph.graph.nodes import KINDS
+from scoregraph.graph.node import KINDS
 from scoregraph.graph.text import parse
 from scoregraph.graph.verify import verify
 

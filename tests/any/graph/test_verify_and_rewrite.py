@@ -35,6 +35,7 @@ def graph(**outputs):
     return Graph("test", tuple(outputs.items()))
 
 
+WRONG_SCALE = n.LoopVar("steps", 0, Scalar("static"))
 GUIDED = n.FusedScore(guidance.single(), (SCORE,))
 TOKENS = n.LoopVar("steps", 0, WRITER.latent)
 WRITING = n.SamplerStep(
@@ -61,7 +62,11 @@ ILLEGAL = {
         "built",
         graph(
             x=loop(
-                step(preds=(n.FusedScore(guidance.single(), (SCORE,), (), n.LoopVar("steps", 0, Scalar("static"))),))
+                step(
+                    preds=(
+                        n.FusedScore(guidance.cfg(1.0), (SCORE, SCORE), (), n.LoopVar("steps", 0, Scalar("static"))),
+                    )
+                )
             )
         ),
         "carries a Latent",
