@@ -157,6 +157,7 @@ class _Source:
             self.name, self.text = target.name, str(target)
         elif isinstance(target, HasRef):
             self.network = cast("Network", target)
+            self.networks[target.ref.fingerprint] = self.network
             self.name, self.text = target.ref.name, repr(target.ref)
         else:
             expected = "a Graph, a GraphBuilder or a network of sg.models"

@@ -7,12 +7,15 @@ are products with rows of the identity. Each is tested against autograd in float
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 
@@ -146,15 +149,32 @@ def avg_pool2d_backward(
     return blocks.reshape(x.shape) / (kernel[0] * kernel[1])
 
 
-def upsample_nearest2d_backward(
-    grad: Tensor, out: Sizes, before: Sizes, scale_h: float | None = None, scale_w: float | None = None
-) -> Tensor:
-    """Every pixel gets the sum over its copies. Factors must be whole."""
-    height, width = before[2:]
-    if out[0] % height or out[1] % width:
-        raise ValueError(f"the gradient of nearest upsampling from {height}x{width} to {out[0]}x{out[1]}")
-    factors = [out[0] // height, out[1] // width]
-    return aten.avg_pool2d(grad, factors, factors) * (factors[0] * factors[1])
+class RepeatedPixels(TorchFunctionMode):
+    """While it is active, nearest upsampling by whole factors repeats pixels. torch would trace a lookup by index."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """``function(*args, **kwargs)``."""
+        kwargs = kwargs or {}
+        if function is not functional.interpolate:
+            return function(*args, **kwargs)
+        given = inspect.signature(function).bind(*args, **kwargs)
+        given.apply_defaults()
+        x, size, scale, mode = (given.arguments[key] for key in ("input", "size", "scale_factor", "mode"))
+        axes = x.ndim - 2
+        before = [int(length) for length in x.shape[2:]]
+        if size is None:
+            factors = [float(each) for each in (scale if isinstance(scale, Sequence) else [scale] * axes)]
+            after = [length * factor for length, factor in zip(before, factors, strict=True)]
+        else:
+            after = list(size) if isinstance(size, Sequence) else [size] * axes
+        if mode != "nearest" or any(new % old for new, old in zip(after, before, strict=True)):
+            return function(*args, **kwargs)
+        for axis, (new, old) in enumerate(zip(after, before, strict=True), start=2):
+            spread = x.unsqueeze(axis + 1).expand(*x.shape[: axis + 1], int(new) // old, *x.shape[axis + 1 :])
+            x = spread.flatten(axis, axis + 1)
+        return x
 
 
 def _pair(value: Sequence[int]) -> list[int]:
@@ -166,16 +186,16 @@ def gather(x: Tensor, axis: int, index: Tensor, *, sparse_grad: bool = False) ->
     return (_rows(x, axis, index) * x.unsqueeze(-2)).sum(-1)
 
 
-def gather_backward(grad: Tensor, x: Tensor, axis: int, index: Tensor, sparse_grad: bool) -> Tensor:
-    """The gradient of ``gather`` goes back to where its elements came from."""
-    return (_rows(x, axis, index) * grad.unsqueeze(-1)).sum(-2)
-
-
 def _rows(x: Tensor, axis: int, index: Tensor) -> Tensor:
     """For every index [.., k] a row of the identity [.., k, V], V the size of the last axis of ``x`` [.., V]."""
     if axis % x.ndim != x.ndim - 1:
         raise ValueError(f"gather along axis {axis} of {x.ndim}, only the last is covered")
     return aten.embedding(torch.eye(int(x.shape[-1]), dtype=x.dtype, device=x.device), index)
+
+
+def scatter_add(x: Tensor, axis: int, index: Tensor, source: Tensor) -> Tensor:
+    """``x`` and, along the last axis, ``source`` [.., k] added at ``index``: what the gradient of ``gather`` does."""
+    return x + (_rows(x, axis, index) * source.unsqueeze(-1)).sum(-2)
 
 
 def nll_loss(
@@ -212,6 +232,21 @@ def var(
     return centred.square().sum(chosen, keepdim=keepdim) / (count - (1 if correction is None else correction))
 
 
+def log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``log_sigmoid_forward``: min(x, 0) - log(1 + exp(-|x|))."""
+    return x.clamp_max(0) - x.abs().neg().exp().log1p(), x.new_zeros(())
+
+
+def log_sigmoid_backward(grad: Tensor, x: Tensor, buffer: Tensor) -> Tensor:
+    """The derivative of log sigmoid(x) is sigmoid(-x)."""
+    return grad * x.neg().sigmoid()
+
+
+def masked_fill(x: Tensor, mask: Tensor, value: float) -> Tensor:
+    """``value`` where the mask is set."""
+    return torch.where(mask, value, x)
+
+
 def softmax(x: Tensor, axis: int, dtype: torch.dtype | None = None) -> Tensor:
     """``_safe_softmax``. Its rows of which all is -inf are not met: no mask is all shut."""
     return torch.softmax(x, axis, dtype)
@@ -226,9 +261,9 @@ _TORCH_HAS_THEM = (
     "_log_softmax", "_log_softmax_backward_data", "_softmax_backward_data", "logsumexp", "linalg_vector_norm",
     "sigmoid_backward", "tanh_backward", "silu_backward", "gelu_backward", "threshold_backward", "hardtanh_backward",
     "leaky_relu", "leaky_relu_backward", "elu", "elu_backward", "softplus", "softplus_backward", "mish",
-    "mish_backward", "hardswish", "hardswish_backward", "hardsigmoid", "hardsigmoid_backward", "log_sigmoid_forward",
-    "log_sigmoid_backward", "mse_loss", "mse_loss_backward", "smooth_l1_loss", "smooth_l1_loss_backward", "huber_loss",
-    "huber_loss_backward", "binary_cross_entropy_with_logits", "addcmul", "addcdiv", "masked_fill", "hardtanh", "norm",
+    "mish_backward", "hardswish", "hardswish_backward", "hardsigmoid", "hardsigmoid_backward",
+    "mse_loss", "mse_loss_backward", "smooth_l1_loss", "smooth_l1_loss_backward", "huber_loss",
+    "huber_loss_backward", "binary_cross_entropy_with_logits", "addcmul", "addcdiv", "hardtanh", "norm",
     "ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full", "glu", "glu_backward", "lerp", "dot",
     "_unsafe_view", "unsafe_split",
 )  # fmt: skip
@@ -241,12 +276,15 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: group_norm_backward,
     aten.convolution_backward.default: convolution_backward,
     aten.avg_pool2d_backward.default: avg_pool2d_backward,
-    aten.upsample_nearest2d_backward.default: upsample_nearest2d_backward,
     aten.gather.default: gather,
-    aten.gather_backward.default: gather_backward,
+    aten.scatter_add.default: scatter_add,
     aten.nll_loss_forward.default: nll_loss,
     aten.nll_loss_backward.default: nll_loss_backward,
     aten.var.correction: var,
+    aten.log_sigmoid_forward.default: log_sigmoid,
+    aten.log_sigmoid_backward.default: log_sigmoid_backward,
+    aten.masked_fill.Scalar: masked_fill,
+    aten.masked_fill.Tensor: masked_fill,
     aten._safe_softmax.default: softmax,
 }
 """By ATen operator, for ``make_fx``."""

@@ -84,7 +84,7 @@ def _is_identity(node: Node) -> bool:
         _, dim, start, end, step = (*args, *(None, 0, None, None, 1)[len(args) :])
         size = before.shape[dim or 0]
         return start in (None, 0) and step == 1 and (end in (None, 2**63 - 1) or _at_least(end, size))
-    if target is aten.expand.default:
+    if target in (aten.expand.default, aten.slice_backward.default):
         return _same_shape(before, after)
     return False
 

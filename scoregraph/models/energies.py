@@ -44,15 +44,15 @@ class EnergyNetwork:
         """One part: ``energy`` (x, t, *values) -> [n]; ``energy.grad``, dE/dx [n, *shape] of the same inputs; and
         ``energy.root.grad``, that of sqrt(2 E)."""
         from scoregraph.models.capture import capture  # the tracer takes a second to import
-
-        name = f"{self.ref.name}.{part}"
-        if part == "energy":
-            return capture(self.energy, self.example(), name=name)
         from scoregraph.models.gradients import EnergyGradient, differentiated
 
-        assert part in ("energy.grad", "energy.root.grad"), f"an energy has no part {part!r}"
-        gradient = EnergyGradient(self.energy, rooted=part == "energy.root.grad")
-        return capture(gradient, self.example(), name=name, trace=differentiated)
+        modules = {
+            "energy": self.energy,
+            "energy.grad": EnergyGradient(self.energy),
+            "energy.root.grad": EnergyGradient(self.energy, rooted=True),
+        }
+        # The energy itself is recorded like its gradients: losses such as cross entropy then become covered operators.
+        return capture(modules[part], self.example(), name=f"{self.ref.name}.{part}", trace=differentiated)
 
 
 class _Timeless(nn.Module):

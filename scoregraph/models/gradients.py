@@ -25,8 +25,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoregraph.errors import ImpureModule
-from scoregraph.models import trace_errors
-from scoregraph.models.backward import DECOMPOSITIONS
+from scoregraph.models import cleanup, trace_errors
+from scoregraph.models.backward import DECOMPOSITIONS, RepeatedPixels
 from scoregraph.models.capture import Trace, cleaned, explained, quiet
 
 
@@ -43,7 +43,7 @@ class EnergyGradient(nn.Module):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = _level(self.energy(x, t, *values), rooted=self.rooted)
-        return _product(value, x, torch.ones_like(value))
+        return _product(value, x, torch.ones(x.shape[0], dtype=x.dtype, device=x.device))
 
 
 class JointEnergyGradient(nn.Module):
@@ -67,7 +67,7 @@ class JointEnergyGradient(nn.Module):
             x = x.detach().requires_grad_()
             x0 = p * x + q * _answer(self.score, x, t, *encoded)
             value = _level(self.energy(x0, energy_time, *values), rooted=self.rooted)
-        return _product(value, x, torch.ones_like(value))
+        return _product(value, x, torch.ones(x.shape[0], dtype=x.dtype, device=x.device))
 
 
 class Divergence(nn.Module):
@@ -156,15 +156,18 @@ def differentiated(module: nn.Module, examples: Sequence[Tensor], name: str) -> 
 
     try:
         # The mathematical form of attention is made of operators whose derivatives are covered.
-        with quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), RepeatedPixels():
             graph = traced(module, decomposition_table=DECOMPOSITIONS)
             _refuse_written_constants(graph, name)
             if any(_is_mutable(node) for node in graph.graph.nodes):
-                graph = traced(torch.func.functionalize(graph, remove="mutations"))
+                graph = traced(torch.func.functionalize(graph, remove="mutations"), decomposition_table=DECOMPOSITIONS)
     except ImpureModule:
         raise
     except Exception as error:
         raise explained(error, module, examples, name) from None
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":  # what export notes and make_fx does not
+            node.meta["val"] = mode.from_tensor(cleanup.attribute(graph, str(node.target)), static_shapes=True)
     return cleaned(graph, examples[0].shape[0], name)
 
 

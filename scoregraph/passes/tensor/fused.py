@@ -52,6 +52,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pow": torch.pow,
     "min": torch.minimum,
     "max": torch.maximum,
+    "less": lambda a, b: torch.lt(a, b).to(a.dtype),
 }
 ACTIVATIONS = ("none", "silu", "gelu_tanh", "gelu_erf", "relu", "tanh", "sigmoid")
 """What ``act`` may be; all but ``none`` are pointwise instructions of the same name."""
@@ -150,7 +151,8 @@ def pointwise(program: Program, *operands: Tensor) -> Tensor:
     """The value of an expression program on broadcast operands.
 
     Values are numbered: the operands first, then one per instruction, the last being the result. ``("const", v)``,
-    ``(unary, i)`` and ``(binary, i, j)`` are the instructions. Integer operands enter as float32.
+    ``(unary, i)``, ``(binary, i, j)`` and ``("where", c, a, b)``, a where c is not 0, else b, are the instructions.
+    Truth is 1 and 0. Integer operands enter as float32.
     """
     dtype = functools.reduce(
         torch.promote_types, (x.dtype for x in operands if x.dtype.is_floating_point), torch.float32
@@ -161,6 +163,9 @@ def pointwise(program: Program, *operands: Tensor) -> Tensor:
             values.append(torch.tensor(args[0], dtype=dtype, device=operands[0].device))
         elif op in UNARY:
             values.append(UNARY[str(op)](values[int(args[0])]))
+        elif op == "where":
+            condition, a, b = (values[int(place)] for place in args)
+            values.append(torch.where(condition != 0, a, b))
         else:
             values.append(BINARY[str(op)](values[int(args[0])], values[int(args[1])]))
     return values[-1].expand(torch.broadcast_shapes(*(x.shape for x in operands)))

@@ -56,7 +56,7 @@ def _mm(node: Node) -> Match:
     weight = _untransposed_weight(w)
     if weight is None:
         return Match("matmul", lambda graph: call(graph, aten.matmul.default, x, w, like=node))
-    return Match("linear", lambda graph: _unfused_linear(graph, x, weight, None, node))
+    return Match("linear", lambda graph: _unfused_linear(graph, x, weight(graph), None, node))
 
 
 def _addmm(node: Node) -> Match | Miss:
@@ -66,13 +66,17 @@ def _addmm(node: Node) -> Match | Miss:
     weight = _untransposed_weight(given["mat2"])
     if weight is None or len(shape_of(bias)) != 1 or given["alpha"] != 1 or given["beta"] != 1:
         return Miss("addmm that is not x times a weight plus a bias")
-    return Match("linear", lambda graph: _unfused_linear(graph, x, weight, bias, node))
+    return Match("linear", lambda graph: _unfused_linear(graph, x, weight(graph), bias, node))
 
 
-def _untransposed_weight(node: Node) -> Node | None:
-    """w if ``node`` is the transpose of a constant w."""
+def _untransposed_weight(node: Node) -> Callable[[Graph], Node] | None:
+    """How to get w if ``node`` is the transpose of a constant w, or a constant, whose transpose is folded later."""
+    if node.op == "get_attr":
+        return lambda graph: call(graph, aten.permute.default, node, [1, 0])
     source = node.args[0] if permutation(node) == [1, 0] else None
-    return source if isinstance(source, Node) and source.op == "get_attr" else None
+    if not isinstance(source, Node) or source.op != "get_attr":
+        return None
+    return lambda graph: source
 
 
 def _convolution(node: Node) -> Match | Miss:

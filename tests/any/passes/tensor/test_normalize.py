@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from tensor_programs import Forward, Lambda, before, capture, largest_difference, run_and_check
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from scoregraph.passes.base import Fuel
 from scoregraph.passes.tensor import fused, pipeline
+from scoregraph.passes.tensor.calls import aten
 from scoregraph.passes.tensor.eliminate_dead import EliminateDead
 from scoregraph.passes.tensor.fold_constants import FoldConstants
 from scoregraph.passes.tensor.listing import listing
@@ -234,3 +237,35 @@ def test_without_fuel_only_what_lowering_needs_happens() -> None:
     ]  # fmt: skip
     charged = {report.name: report.result.rewrites for report in reports if report.name.startswith("fuse")}
     assert set(charged.values()) == {0}
+
+
+def test_comparisons_and_choices_are_expressions() -> None:
+    def function(parts: nn.ModuleDict, x: Tensor) -> Tensor:
+        far = (x.abs() >= 0.7) & ~(x == 1.0) | (x < -1.5)
+        return (
+            torch.where(far, x.sign(), torch.where(x > 0.2, x.square(), 0.1)).log1p() * (x <= x.mean(1, True)).float()
+        )
+
+    examples = torch.rand(3, 40, dtype=torch.float64) * 4 - 1.9
+    program = before(NormalizeExpressions(), capture(Lambda(function), examples))
+    result = run_and_check(NormalizeExpressions(), program, examples)
+    left = {node.target for node in result.module.graph.nodes if node.op == "call_function"}
+    assert {fused.pointwise} == left - {aten.mean.dim, aten._to_copy.default, pytree.tree_unflatten}
+
+
+def test_a_truth_that_something_else_reads_stays_boolean() -> None:
+    """Attention adds a mask of floats, so a boolean one must not become 1 and 0."""
+    heads = torch.randn(3, 4, 6, 8, dtype=torch.float64)
+
+    def function(parts: nn.ModuleDict, x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(x, x, x, attn_mask=x[..., :1] > 0)
+
+    program = before(NormalizeExpressions(), capture(Lambda(function), heads))
+    result = run_and_check(NormalizeExpressions(), program, heads)
+    assert "its truth is read by more than expressions" in " ".join(map(str, result.misses))
+
+
+@pytest.mark.parametrize("value", [-0.5, 1e-9, 0.0, 1e-20, 0.3, 5.0, 1e6])
+def test_log1p_keeps_its_digits(value: float) -> None:
+    program = NormalizeExpressions().run(capture(Lambda(lambda p, x: x.log1p()), torch.full((3, 2), value))).module
+    assert program(torch.full((2, 2), value))[0, 0].item() == pytest.approx(math.log1p(value), rel=5e-7)
