@@ -131,6 +131,48 @@ SCRIPTS: dict[str, tuple[str, str, str]] = {
         + PRED
         + ADVANCE.replace("\n", "  # <-"),
     ),
+    "a correction that is a sampler": (
+        "SG120",
+        "sg.corrections.clamp()",
+        START + LOOP + PRED + "    g.correct(sg.samplers.ddim(), pred, step)  # <-",
+    ),
+    "a learned variance that no network says": (
+        "SG131",
+        "fixed_small",
+        START + LOOP + PRED + '    step.advance(sg.samplers.ddpm(variance="learned_range"), pred)  # <-',
+    ),
+    "a mask before the step": (
+        "SG132",
+        "step.advance(sampler, pred)",
+        START
+        + 'known = g.input("known", net.ref.latent)\n'
+        + LOOP
+        + "    step.inpaint(known, known, g.noise(net))  # <-",
+    ),
+    "the probability of a certain step": (
+        "SG133",
+        "ddim(eta=1.0)",
+        START + LOOP + PRED + ADVANCE + '    g.emit("log_prob", step.log_prob)  # <-',
+    ),
+    "a scale from outside for a rule that projects": (
+        "SG105",
+        "docs/graph-ir.md",
+        START
+        + 'from scoregraph.graph.values import Scalar\nscale = g.input("scale", Scalar("per-sample"))\n'
+        + LOOP
+        + PRED
+        + "    g.fuse(sg.guidance.apg(5.0), pred, pred, scale=scale)  # <-",
+    ),
+    "a threshold below 1": (
+        "SG201",
+        "a number of at least 1",
+        START + "sg.corrections.dynamic_threshold(limit=0.5)  # <-",
+    ),
+    "an interval that ends before it starts": (
+        "SG202",
+        "swapped",
+        START + "sg.guidance.cfg(3.0, start=0.6, stop=0.4)  # <-",
+    ),
     "timesteps of a schedule of sigmas": (
         "SG206",
         "scaled_linear",
