@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from looping_plan import looping_plan
 from small_plan import small_plan
 
 from scoregraph import _native
@@ -14,7 +15,7 @@ from scoregraph import _native
 pytestmark = pytest.mark.native
 
 Body = dict[str, Any]
-SMALL = small_plan()
+SMALL, LOOPING = small_plan(), looping_plan()
 
 
 def call(body: Body, segment: int, op: str) -> Body:
@@ -30,7 +31,7 @@ def swap(target: Body, key: Any, value: Any) -> None:
 
 
 CASES: list[tuple[str, str, str, Callable[[Body], None]]] = [
-    ("newer version", "version", "format version 2", lambda p: swap(p, "version", 2)),
+    ("newer version", "version", "format version 3", lambda p: swap(p, "version", 3)),
     ("not a plan", "json", "not a scoregraph plan", lambda p: swap(p, "format", "onnx")),
     ("unknown field", "json", "unknown field `colour`", lambda p: swap(p, "colour", 1)),
     ("negative size", "json", "invalid", lambda p: swap(p["buffers"][0], "shape", ["B", -1])),
@@ -73,6 +74,66 @@ CASES: list[tuple[str, str, str, Callable[[Body], None]]] = [
     ("output unwritten", "memory", "nothing writes", lambda p: p["segments"].pop(2)),
     ("dtype", "plan", "is i64, not f32", lambda p: swap(named(p, "summed"), "dtype", "i64")),
 ]
+
+
+def repeat(body: Body) -> Body:
+    return body["segments"][2]["repeat"]
+
+
+def only_in(body: Body, site: str, *variants: int) -> None:
+    for found in body["segments"][1]["calls"]:
+        if found["site"] == site:
+            found["variants"] = list(variants)
+
+
+def network(body: Body, number: int) -> Body:
+    return body["segments"][1]["networks"][number]
+
+
+LOOPING_CASES: list[tuple[str, str, str, Callable[[Body], None]]] = [
+    ("no such column", "plan", "column 12 of a table of 12", lambda p: swap(p["segments"][1], "variant", 12)),
+    ("a column of fractions", "plan", "row 1 is of variant 0.8", lambda p: swap(p["segments"][1], "variant", 0)),
+    ("variants without a column", "plan", "no column says", lambda p: p["segments"][1].pop("variant")),
+    ("a column without a table", "plan", "no table", lambda p: swap(p["segments"][0], "variant", 0)),
+    ("variant 64", "plan", "variant 64", lambda p: only_in(p, "step2", 64)),
+    ("variant -1", "json", "invalid value", lambda p: only_in(p, "step2", -1)),
+    ("no branches", "plan", "has 0 branches", lambda p: swap(network(p, 0), "branches", 0)),
+    ("a network of no variant", "plan", "variant 99", lambda p: swap(network(p, 0), "variants", [99])),
+    ("an answer nobody wrote", "memory", "read before anything is written", lambda p: only_in(p, "net", 2)),
+    ("read in an earlier row", "memory", "row 0", lambda p: only_in(p, "total", 0)),
+    ("no rounds", "plan", "0 rounds", lambda p: swap(repeat(p), "limit", 0)),
+    ("endless rounds", "plan", "rounds of 1 rows", lambda p: swap(repeat(p), "limit", 2**32)),
+    ("negative rounds", "json", "invalid value", lambda p: swap(repeat(p), "limit", -1)),
+    ("an unknown word", "json", "unknown field", lambda p: swap(repeat(p), "until", 3)),
+    ("no condition", "json", "missing field `active`", lambda p: repeat(p).pop("active")),
+    ("condition unknown", "plan", "there is no buffer b99", lambda p: swap(repeat(p), "active", 99)),
+    ("condition unwritten", "memory", "looked at before", lambda p: swap(repeat(p), "active", named(p, "coef")["id"])),
+    ("condition not f32", "plan", "is i64", lambda p: swap(named(p, "left"), "dtype", "i64")),
+    ("condition shares memory", "memory", "needed at the same time", lambda p: share(p, "fewer", "left")),
+    ("state shares memory", "memory", "needed at the same time", lambda p: share(p, "coef", "x")),
+    ("recorded only in the loop", "memory", "read before", lambda p: p["segments"][0]["calls"].pop(1)),
+    ("bank unknown", "plan", "is not an input", lambda p: swap(p, "bank", 99)),
+    ("bank not given", "plan", "is not an input", lambda p: swap(p, "bank", named(p, "x")["id"])),
+]
+
+
+def share(body: Body, one: str, other: str) -> None:
+    named(body, one)["slot"] = named(body, other)["slot"]
+
+
+def refused(body: Body, constants: bytes) -> tuple[str, str, str]:
+    with pytest.raises(_native.NativeError) as caught:
+        _native.Program(json.dumps(body).encode(), constants, 1)
+    code, place, text, *_ = caught.value.args
+    return code, place, text
+
+
+@pytest.mark.parametrize(("code", "says", "edit"), [c[1:] for c in LOOPING_CASES], ids=[c[0] for c in LOOPING_CASES])
+def test_a_broken_rule_of_loops_is_named(code, says, edit):
+    body = LOOPING.mutable()
+    edit(body)
+    found, place, text = refused(body, LOOPING.constants)
+    assert (found, says in f"{place}: {text}") == (code, True), f"{found}: {place}: {text}"
 
 
 @pytest.mark.parametrize(("code", "says", "edit"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])

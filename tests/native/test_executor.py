@@ -75,7 +75,9 @@ def test_a_trajectory_is_one_call():
     made.run({"level": LEVEL}, SEEDS)
     stats = made.native.stats()
     calls = sum(len(s.calls) * (ROWS if s.table is not None else 1) for s in made.plan.segments)
-    assert stats == {"runs": 2, "steps": 2 * ROWS, "calls": 2 * calls, "binds": 1}
+    done = {"runs": 2, "steps": 2 * ROWS, "calls": 2 * calls, "binds": 1}
+    assert stats == done | {"network_calls": 0, "branch_evaluations": 0, "rounds": 0}
+    assert made.counters() == stats
     assert seen == [(i + 1, ROWS) for i in range(ROWS)]
 
 
@@ -208,8 +210,8 @@ def test_an_empty_batch_is_refused():
 
 def test_a_plan_of_another_version_or_with_other_constants_is_refused():
     plan = Plan.model_validate(SMALL.body)
-    with pytest.raises(PlanVersion, match="version 2"):
-        Cpu(1).compile(plan.model_copy(update={"version": 2}), SMALL.constants)
+    with pytest.raises(PlanVersion, match="version 3"):
+        Cpu(1).compile(plan.model_copy(update={"version": 3}), SMALL.constants)
     with pytest.raises(PlanCorrupt, match="not those of the plan"):
         Cpu(1).compile(plan, SMALL.constants[:-64])
 
