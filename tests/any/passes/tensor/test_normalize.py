@@ -242,9 +242,8 @@ def test_without_fuel_only_what_lowering_needs_happens() -> None:
 def test_comparisons_and_choices_are_expressions() -> None:
     def function(parts: nn.ModuleDict, x: Tensor) -> Tensor:
         far = (x.abs() >= 0.7) & ~(x == 1.0) | (x < -1.5)
-        return (
-            torch.where(far, x.sign(), torch.where(x > 0.2, x.square(), 0.1)).log1p() * (x <= x.mean(1, True)).float()
-        )
+        chosen = torch.where(far, x.sign(), torch.where(x > 0.2, x.square(), 0.1))
+        return (1 + chosen).log1p() * (x <= x.mean(1, True)).float()
 
     examples = torch.rand(3, 40, dtype=torch.float64) * 4 - 1.9
     program = before(NormalizeExpressions(), capture(Lambda(function), examples))
