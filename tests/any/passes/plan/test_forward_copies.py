@@ -14,6 +14,7 @@ from scoregraph.passes.plan.forward_copies import ForwardCopies
 from scoregraph.passes.plan.plan_memory import PlanMemory
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter
+from scoregraph.plan.schema import Repeat
 from scoregraph.plan.text import plan_text
 
 
@@ -133,6 +134,39 @@ def test_the_old_value_of_the_target_is_read_before_it_is_overwritten():
     draft = d.build()
     assert ops(check(draft)).count("copy") == 1
     np.testing.assert_array_equal(run(draft)["seen"], -16.0)
+
+
+def test_a_copy_in_other_rows_than_its_source_stays():
+    """Written through, ``kept`` would change in the rows that make the value and do not copy it."""
+    for copied_in, reason in ((1, "the copy is made in rows of other variants than its source"), (0, None)):
+        d = Drafter("kinds", "reference")
+        d.begin("before")
+        a, kept = given(d, "a", 4), d.new((Batch(), 4))
+        d.call("fill", {}, {"x": kept}, {"value": 0.5}, "fill")
+        d.begin("loop", d.table("loop", ("kind",), np.array([[0.0], [2.0]], np.float32)), variant=0)
+        with d.only_in(0):
+            made = pointwise(d, [["silu", 0]], a)
+        with d.only_in(copied_in):
+            d.call("copy", {"x": made}, {"y": kept}, site="keep")
+        d.begin("after")
+        output(d, "y", kept)
+        draft = d.build()
+        assert [miss.reason for miss in ForwardCopies().run(draft).misses] == ([reason] if reason else [])
+        assert ops(check(draft)).count("copy") == bool(reason)
+
+
+def test_the_condition_of_a_loop_keeps_its_own_memory():
+    d = Drafter("condition", "reference")
+    d.begin("before")
+    x, left = d.new((Batch(), 1)), d.new((Batch(), 1))
+    d.call("fill", {}, {"x": x}, {"value": 0.5}, "fill")
+    d.call("fill", {}, {"x": left}, {"value": 0.0}, "left")
+    d.call("copy", {"x": left}, {"y": x}, site="copy")
+    d.begin("loop", repeat=Repeat(active=int(left.storage[1:]), limit=3))
+    d.call("fill", {}, {"x": x}, {"value": 9.0}, "never")
+    d.begin("after")
+    output(d, "y", x)
+    assert ops(check(d.build())).count("copy") == 1
 
 
 def test_copies_of_constants_stay():

@@ -11,8 +11,9 @@ from scoregraph.passes.base import Fuel
 from scoregraph.passes.lower import shape as shapes
 from scoregraph.passes.plan.hoist_invariants import HoistInvariants
 from scoregraph.passes.plan.plan_memory import PlanMemory
+from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter, Value
-from scoregraph.plan.schema import Call
+from scoregraph.plan.schema import Call, Repeat
 
 
 def names(draft: Draft) -> dict[str, list[str]]:
@@ -132,6 +133,85 @@ def test_a_segment_is_made_where_there_is_none_before_the_loop():
     d.begin("after")
     output(d, "y", embedded)
     assert names(check(d.build())) == {"before-loop": ["embed"], "loop": [], "after": []}
+
+
+def kinds_of_rows(*kinds: int) -> tuple[Drafter, Value, Value]:
+    """A condition, a value made before the loop, and a loop of rows of these variants."""
+    d = Drafter("kinds", "reference")
+    d.begin("before")
+    cond, kept = given(d, "cond", 4), d.new((Batch(), 4))
+    d.call("fill", {}, {"x": kept}, {"value": 0.5}, "fill")
+    d.begin("loop", d.table("loop", ("kind",), np.array(kinds, np.float32)[:, None]), variant=0)
+    return d, cond, kept
+
+
+def test_what_one_kind_of_row_computes_moves_for_all():
+    d, cond, kept = kinds_of_rows(1, 0)
+    with d.only_in(0):
+        d.call("copy", {"x": act(d, "use", act(d, "embed", cond), kept)}, {"y": kept}, site="carry")
+    d.begin("after")
+    output(d, "y", kept)
+    made = check(d.build())
+    assert names(made) == {"before": ["fill", "embed"], "loop": ["use", "carry"], "after": []}
+    assert made.plan.segments[0].calls[1].variants == ()
+
+
+def test_what_two_kinds_of_rows_write_stays():
+    """Moved, the second would write over the first."""
+    d, cond, kept = kinds_of_rows(0, 1, 0)
+    shared = d.new((Batch(), 4))
+    for kind, op in enumerate(("silu", "neg")):
+        with d.only_in(kind):
+            d.call("pointwise", {"x0": cond}, {"y": shared}, {"program": [[op, 0]]}, op)
+    d.call("copy", {"x": act(d, "use", shared, kept)}, {"y": kept}, site="carry")
+    d.begin("after")
+    output(d, "y", kept)
+    assert names(check(d.build()))["loop"] == ["silu", "neg", "use", "carry"]
+
+
+def test_what_a_row_may_leave_as_it_is_stays():
+    """No row is of the kind that writes ``kept``, so it is what it was before the loop."""
+    d, cond, kept = kinds_of_rows(0)
+    with d.only_in(1):
+        d.call("pointwise", {"x0": cond}, {"y": kept}, {"program": [["neg", 0]]}, "set")
+    d.begin("after")
+    output(d, "y", kept)
+    draft = d.build()
+    assert names(check(draft))["loop"] == ["set"]
+    assert (run(draft)["y"] == 0.5).all()
+
+
+def rounds(count: float) -> tuple[Drafter, Value, Value, Value]:
+    """A condition, a value made before the loop, and a loop of so many rounds."""
+    d = Drafter("rounds", "reference")
+    d.begin("before")
+    cond, kept, left = given(d, "cond", 4), d.new((Batch(), 4)), d.new((Batch(), 1))
+    d.call("fill", {}, {"x": kept}, {"value": 0.5}, "fill")
+    d.call("fill", {}, {"x": left}, {"value": count}, "rounds")
+    d.begin("loop", repeat=Repeat(active=int(left.storage[1:]), limit=9))
+    return d, cond, kept, left
+
+
+def test_the_condition_of_a_loop_is_not_decided_before_it():
+    d, cond, kept, left = rounds(1.0)
+    d.call("fill", {}, {"x": left}, {"value": 0.0}, "stop")
+    d.call("copy", {"x": act(d, "use", act(d, "embed", cond), kept)}, {"y": kept}, site="carry")
+    d.begin("after")
+    output(d, "y", kept)
+    made = check(d.build())
+    assert names(made) == {"before": ["fill", "rounds", "embed"], "loop": ["stop", "use", "carry"], "after": []}
+
+
+def test_what_no_round_may_leave_as_it_is_stays():
+    for count in (0.0, 1.0):
+        d, cond, kept, left = rounds(count)
+        d.call("pointwise", {"x0": cond}, {"y": kept}, {"program": [["neg", 0]]}, "set")
+        d.call("fill", {}, {"x": left}, {"value": 0.0}, "stop")
+        d.begin("after")
+        output(d, "y", kept)
+        draft = d.build()
+        assert names(check(draft))["loop"] == ["set", "stop"]
+        assert (run(draft)["y"] == 0.5).all() == (count == 0.0)
 
 
 def test_fuel_is_spent_per_loop():

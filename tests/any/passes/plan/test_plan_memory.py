@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import numpy as np
 import pytest
 from drafts import drafts, given, loop, output, pointwise, run, same, trace
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 
+from scoregraph.passes.plan.liveness import intervals
 from scoregraph.passes.plan.plan_memory import PlanMemory, nbytes
+from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -128,6 +131,48 @@ def test_a_carried_value_keeps_its_place_through_the_loop():
     planned = PlanMemory().run(draft).module
     assert_apart(planned)
     assert same(run(planned, planned=True), run(draft))
+
+
+def test_a_record_keeps_its_place_from_the_first_row_on():
+    """It is written a slot at a time, so nobody may have its memory between two rows."""
+    d = Drafter("record", "reference")
+    d.begin("before")
+    x, seen = given(d, "a", 4), d.new((Batch(), 3, 4))
+    d.call("fill", {}, {"x": seen}, {"value": 0.0}, "fill")
+    table = d.table("loop", ("slot",), np.array([[0], [1], [2]], np.float32))
+    d.begin("loop", table)
+    moved = pointwise(d, [["neg", 0]], pointwise(d, [["silu", 0]], x))
+    d.call("record", {"x": moved}, {"y": seen}, {"table": table, "column": 0}, "seen")
+    d.begin("after")
+    output(d, "seen", seen)
+    spans = intervals(d.build().plan)
+    assert (spans[int(seen.storage[1:])].first, spans[int(seen.storage[1:])].last) == (0, 4)
+    only_recorded = Drafter("bare", "reference")
+    only_recorded.begin("loop", only_recorded.table("loop", ("slot",), np.array([[0], [1]], np.float32)))
+    x, seen = given(only_recorded, "a", 4), only_recorded.new((Batch(), 2, 4))
+    later = pointwise(only_recorded, [["neg", 0]], pointwise(only_recorded, [["silu", 0]], x))
+    only_recorded.call("record", {"x": later}, {"y": seen}, {"table": 0, "column": 0}, "seen")
+    output(only_recorded, "seen", seen)
+    assert intervals(only_recorded.build().plan)[int(seen.storage[1:])].first == 0
+
+
+def test_the_input_of_the_next_row_lives_until_that_row():
+    """A sampler step writes the input of the next row's variant only: the loop needs both inputs all the time."""
+    d = Drafter("inputs", "reference")
+    d.begin("before")
+    x, xins = given(d, "a", 4), [d.new((Batch(), 4)), d.new((Batch(), 4))]
+    table = d.table("loop", ("c_in", "a", "b", "c", "kind"), np.array([[1, 1, 0, 0, 0]] * 3, np.float32))
+    d.call("step_input", {"x": x}, {"xin": xins[0]}, {"table": table, "column": 0, "row": 0}, "start")
+    d.begin("loop", table, variant=4)
+    for kind, xin in enumerate(xins):
+        with d.only_in(kind):
+            answer = pointwise(d, [["neg", 0]], xin)
+            outs = {"r0": x, "xin0": xins[0], "xin1": xins[1]}
+            attrs = {"table": table, "a": 1, "b": 2, "c": 3, "cin": 0, "site": 1}
+            d.call("sampler_step", {"r0": x, "p0": answer}, outs, attrs, "step")
+    output(d, "x", x)
+    spans = intervals(d.build().plan)
+    assert [(spans[int(xin.storage[1:])].first, spans[int(xin.storage[1:])].last) for xin in xins] == [(0, 4), (1, 4)]
 
 
 def test_a_buffer_nobody_uses_has_no_place():
