@@ -1,4 +1,4 @@
-"""The command line: generate, compile, run, show, explain, doctor, cache.
+"""The command line: generate, compile, run, show, plot, explain, doctor, cache.
 
 Exit status 0: done; 1: a mistake in what was asked, told in three lines; 2: the command itself was misspelt.
 """
@@ -47,6 +47,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a CPU plan;
 Seed = Annotated[int, typer.Option(help="Sample i draws its noise from seed + i.")]
 Batch = Annotated[int, typer.Option(min=1, help="How many samples.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+PLOTS = (".png", ".svg", ".pdf")
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Compile anew, and keep nothing.")]
 
 
@@ -183,6 +184,24 @@ def show(
     if len(found) != 1:
         raise UnknownName(kind="stage", name=stage, known=found or plan.stages)
     print(plan.stages[found[0]])
+
+
+@app.command("plot")
+def plot_(
+    schedules: Annotated[list[str], typer.Argument(help="Schedules as text, such as 'karras(steps=12)'.")],
+    out_file: Annotated[Path, typer.Option("--out", help=f"The picture ({', '.join(PLOTS)}).")] = Path("schedules.png"),
+) -> None:
+    """Draw schedules into one figure: noise level, alpha and sigma, log signal-to-noise ratio, time."""
+    from scoregraph import schedule_plot
+
+    if out_file.suffix not in PLOTS:
+        raise WrongFormat(path=out_file, known=", ".join(PLOTS), where="--out")
+    read = [schedule_plot.read(text) for text in schedules]
+    try:
+        schedule_plot.draw(read, out_file)
+    except OSError as error:
+        raise CannotWrite(path=out_file, problem=error.strerror or error) from None
+    out.print(f"wrote [bold]{escape(str(out_file))}[/]", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,10 +32,10 @@ class Flow(Stepped):
     name: ClassVar[str] = "flow"
     space: ClassVar[str] = "flow"
     shift: float = 1.0
-    sigma_max: float = 1.0
-    sigma_min: float | None = None
-    terminal: float | None = None
-    curve: str = "even"
+    sigma_max: float = field(default=1.0, kw_only=True)
+    sigma_min: float | None = field(default=None, kw_only=True)
+    terminal: float | None = field(default=None, kw_only=True)
+    curve: str = field(default="even", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
