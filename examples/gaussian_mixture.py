@@ -37,8 +37,8 @@ class Mixture(nn.Module):
         return nearest + (self.variance / total) * (x - nearest)
 
 
-def build(scale: float) -> sg.GraphBuilder:
-    """24 steps of Heun's method under classifier-free guidance."""
+def build(rule: sg.guidance.Guidance) -> sg.GraphBuilder:
+    """24 steps of Heun's method under a guidance rule."""
     net = sg.models.from_module(
         Mixture(),
         {
@@ -54,7 +54,7 @@ def build(scale: float) -> sg.GraphBuilder:
     g = sg.GraphBuilder("mixture")
     some, all_ = g.condition(net, g.input("count")), g.condition(net, None)
     with g.loop(sg.schedules.karras(steps=24, sigma_min=0.01, sigma_max=10.0), g.noise(net.latent)) as step:
-        guided = g.fuse(sg.guidance.cfg(scale), g.score(net, step, some), g.score(net, step, all_))
+        guided = g.fuse(rule, g.score(net, step, some), g.score(net, step, all_))
         step.advance(sg.samplers.heun(), guided)
     g.output(points=step.result)
     return g
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
     """Sample 4000 points for several counts and draw them."""
     from matplotlib.figure import Figure
 
-    plan = sg.compile(build(1.0))
+    plan = sg.compile(build(sg.guidance.cfg(1.0)))
     print(plan.stages)
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     for axis, count in zip(figure.subplots(1, 4), (1, 3, 5, 8), strict=True):

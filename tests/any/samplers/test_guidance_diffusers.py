@@ -1,7 +1,9 @@
 """Guidance rules against diffusers' guiders: on tensors, and as the compiler records them, over several steps."""
 
 import copy
+import inspect
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,3 +327,19 @@ def test_a_correction_around_guidance_is_one_of_its_x0(correction, by_hand):
     _, plain = trajectory(guide)
     np.testing.assert_allclose(compiled(guidance.cfg(3.0), start, correction), expected, rtol=0, atol=1e-5)
     assert np.abs(plain - expected).max() > 0.1
+
+
+def test_a_rule_of_ones_own_is_short_and_compiles():
+    examples = Path(__file__).parents[3] / "examples"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(examples)
+        from own_guidance import Limited  # pyright: ignore[reportMissingImports]
+    assert len(inspect.getsource(Limited).splitlines()) <= 20
+
+    def guide(step: int, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        pull = 2.0 * (cond - uncond)
+        lengths = [torch.linalg.vector_norm(m, dim=1, keepdim=True) for m in (cond, pull)]
+        return cond + pull * (0.3 * lengths[0] / lengths[1]).clamp(max=1.0)
+
+    start, expected = trajectory(guide)
+    np.testing.assert_allclose(compiled(Limited(3.0, 0.3), start), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
