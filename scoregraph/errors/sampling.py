@@ -85,7 +85,8 @@ class InfiniteSigma(ScoregraphError):
 class NoTimestep(ScoregraphError):
     """The network wants the index of a training timestep, and the schedule has none.
 
-    Only the schedules of discrete beta (``linear``, ``scaled_linear``, ``cosine``) know training timesteps::
+    The schedules of discrete beta (``linear``, ``scaled_linear``, ``cosine``, …) know training timesteps; so do
+    ``vp_sde`` and ``custom`` points that were given some::
 
         schedules.karras(steps=12)                        # no timesteps: for networks with time "sigma" or "c_noise"
         schedules.scaled_linear(steps=20, offset=1)       # for a network with time "timestep"

@@ -151,7 +151,7 @@ class Sampler(Spec):
         schedule.check_prediction(prediction, where)
         if self.needs_finite_kappa and schedule.has_zero_alpha():
             raise InfiniteSigma(what=f"sigma / alpha, in which {self.name} steps,", schedule=schedule, where=where)
-        if self.walks_down and schedule.ascending:
+        if self.walks_down and schedule.rises():
             raise WrongDirection(sampler=self.name, schedule=schedule, where=where)
 
     def table(

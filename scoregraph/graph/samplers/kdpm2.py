@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import inf, sqrt
 from typing import ClassVar
 
 from scoregraph.graph import options
@@ -156,14 +156,14 @@ class DpmppSde(Ancestral):
             if to.kappa == 0.0:
                 yield walk.call(i, at, x=to.alpha * x0)
                 continue
-            middle = walk.grid.at_kappa(exp((1.0 - self.r) * log(at.kappa) + self.r * log(to.kappa)))
+            middle = walk.grid.at_kappa(at.kappa * (to.kappa / at.kappa) ** self.r)
             down, up = self.levels(at.kappa, middle.kappa)
             x = down / at.kappa * start + (1.0 - down / at.kappa) * x0 + up * walk.z
             down, up = self.levels(at.kappa, to.kappa)
             kept, late = down / at.kappa, 1.0 / (2.0 * self.r)
-            part = sqrt((at.kappa - middle.kappa) / (at.kappa - to.kappa))
+            length = (at.kappa - to.kappa) or inf  # a step of no length adds no noise
+            part, rest = sqrt((at.kappa - middle.kappa) / length), sqrt((middle.kappa - to.kappa) / length)
             start = kept * start + (1.0 - kept) * (1.0 - late) * x0 + up * part * walk.z
             yield walk.call(i, at, x=middle.alpha * x, start=start)
             x0, _ = walk.estimates(middle)
-            rest = sqrt((middle.kappa - to.kappa) / (at.kappa - to.kappa))
             yield walk.call(i, middle, x=to.alpha * (walk["start"] + (1.0 - kept) * late * x0 + up * rest * walk.z))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, TypeVar
 
 from scoregraph.errors import InfiniteSigma, Location, NoTimestep, OptionOutOfRange, UnknownName, ZeroAlpha, here
@@ -185,6 +186,11 @@ class Schedule(Spec):
     def has_zero_alpha(self) -> bool:
         """Whether a point is pure noise, with nothing of x0 left."""
         return 0.0 in self.grid().alpha
+
+    def rises(self) -> bool:
+        """Whether some step leads to more noise."""
+        kappa = self.grid().kappa
+        return any(later > earlier for earlier, later in pairwise(kappa))
 
     def check_prediction(self, prediction: Prediction, where: Location | None = None) -> None:
         """Raise ``ZeroAlpha`` if the network's x0 would be a division by zero at a point of pure noise."""
