@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from random_graphs import TERRAIN, WRITER, graphs
+from random_graphs import TERRAIN, WRITER, Patient, graphs
 
 from scoregraph.errors import IllegalAtStage, Location
 from scoregraph.graph import analysis, guidance, samplers, schedules, select
@@ -12,7 +12,7 @@ from scoregraph.graph import nodes as n
 from scoregraph.graph.builder import GraphBuilder
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.rewrite import replace, rewrite
-from scoregraph.graph.values import Latent, Mask, Scalar, Tokens
+from scoregraph.graph.values import Array, Latent, Mask, Scalar, Tokens
 from scoregraph.graph.verify import STAGES, verify
 
 LATENT = TERRAIN.latent
@@ -36,7 +36,18 @@ def graph(**outputs):
 
 
 WRONG_SCALE = n.LoopVar("steps", 0, Scalar("static"))
+LATE = n.Convert(TERRAIN.prediction, n.Score(TERRAIN, X, n.StepTime("later"), (NULL,)), X, T)
 GUIDED = n.FusedScore(guidance.single(), (SCORE,))
+LATE_GUIDED = n.FusedScore(guidance.cfg(2.0), (GUIDED, LATE))
+
+
+def around(pred):
+    """A loop by ``pred``, inside the loop ``later``."""
+    inner, time = loop(step(preds=(pred,), site=2)), n.StepTime("later")
+    outer = step(inner, (n.Score(TERRAIN, inner, time, (NULL,)),), time, site=3)
+    return loop(outer, init=n.Noise(LATENT, 4), name="later")
+
+
 TOKENS = n.LoopVar("steps", 0, WRITER.latent)
 WRITING = n.SamplerStep(
     select.everything(mask=0), TOKENS, (n.Score(WRITER, TOKENS, None, (n.Condition(WRITER, ()),)),), None, 1
@@ -90,6 +101,27 @@ ILLEGAL = {
         graph(x=n.Get(n.While("steps", 3, (n.Noise(LATENT, 0),), (step(),), n.Input("m", Mask(()))), 0)),
         "a while has no schedule",
     ),
+    "own steps in a loop": (
+        "built",
+        graph(x=loop(n.SamplerStep(Patient(), X, (SCORE,), T, 1))),
+        "belongs into a while over a schedule",
+    ),
+    "given steps in a while over a schedule": (
+        "built",
+        graph(x=n.Get(n.While("steps", 3, (n.Noise(LATENT, 0),), (step(),), n.Unfinished(T), (), KARRAS), 0)),
+        "needs a sampler that chooses its own steps",
+    ),
+    "who is done in a loop": (
+        "built",
+        graph(x=loop(step(), emits=(n.Emit("late", n.Unfinished(T)),))),
+        "comes to its end at once",
+    ),
+    "inpainting without a step": (
+        "built",
+        graph(x=loop(n.Inpaint(X, X, n.Input("mask", Array("f32", (1, 1, 1))), n.Noise(LATENT, 7), T))),
+        "its state does not move",
+    ),
+    "branches at two times, deep": ("built", graph(x=around(LATE_GUIDED)), "scored at different times"),
     "untabled": ("tabled", graph(x=loop(step())), "it has no table"),
     "unfolded": ("folded", graph(x=loop(step(preds=(GUIDED,), table=TABLE))), "not folded into the table"),
     "unbatched": (
