@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from loop_plans import everything, guided_then_single_then_noise, halving, inputs
 from triton_plans import LABEL, SEEDS, Sketch, expected, two_layers
 
 from scoregraph.graph import noise
@@ -43,6 +44,32 @@ def test_sampler_step_bits() -> None:
     want = sketch.program(interpret=True).run(inputs, seeds)
     for name in named:
         np.testing.assert_array_equal(got[name], want[name])
+
+
+@pytest.mark.parametrize("form", [{}, {"bank": True}, {"some": True}, {"per_sample": True}], ids=str)
+def test_a_step_with_everything(form: dict[str, bool]) -> None:
+    """Estimates, a program, statistics, records: in the interpreter's bits; sums of products to rounding."""
+    sketch = everything(5000, **form)
+    ins, seeds = inputs(sketch, 3), np.array(SEEDS, np.uint64)
+    want = sketch.program(interpret=True).run(ins, seeds)
+    got = sketch.program(interpret=False).run(ins, seeds)
+    for name, value in want.items():
+        if form.get("per_sample") or name in ("sums", "made"):
+            np.testing.assert_allclose(got[name], value, rtol=2e-5, atol=2e-5)
+        else:
+            np.testing.assert_array_equal(got[name], value)
+
+
+@pytest.mark.parametrize("sketch", [guided_then_single_then_noise(), halving(limit=9)], ids=["variants", "rounds"])
+def test_variants_and_rounds(sketch: Sketch) -> None:
+    seeds = np.array(SEEDS, np.uint64)
+    given = {"x": np.linspace(1, 40, 9, dtype=np.float32).reshape(3, 3)}
+    if len(sketch.inputs) == 2:
+        given = {"x": given["x"][:, 0].copy(), "active": np.ones(3, np.float32)}
+    programs = [sketch.program(interpret=interpret) for interpret in (False, True)]
+    got, want = (program.run(given, seeds)["x"] for program in programs)
+    np.testing.assert_array_equal(got, want)
+    assert programs[0].counters() == programs[1].counters()
 
 
 def test_two_layer_network_end_to_end() -> None:

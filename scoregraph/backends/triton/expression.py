@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from scoregraph.backends.protocol import Miss
@@ -39,13 +40,20 @@ BINARY = {
     "less": "({0} < {1}).to(tl.float32)",
 }
 TERNARY = {"where": "tl.where({0} != 0.0, {1}, {2})"}
+ROOTS = {-0.5: "rsqrt", 0.5: "sqrt"}
 FORMS = {**UNARY, **BINARY, **TERNARY}
+# In double precision plain division and square root are the rounded ones.
+DOUBLE = {
+    **FORMS,
+    "sqrt": "tl.sqrt({0})",
+    "rsqrt": "1.0 / tl.sqrt({0})",
+    "div": "{0} / {1}",
+    "less": "({0} < {1}).to(tl.float64)",
+}
 # x to a fixed power as products, which is exact where pow would be; Triton itself has no pow.
 POWERS = {
     -2.0: "1.0 / ({0} * {0})",
     -1.0: "1.0 / {0}",
-    -0.5: "1.0 / tl.sqrt_rn({0})",
-    0.5: "tl.sqrt_rn({0})",
     1.0: "{0}",
     2.0: "{0} * {0}",
     3.0: "{0} * {0} * {0}",
@@ -53,24 +61,44 @@ POWERS = {
 }
 
 
-def expressions(program: Sequence[Sequence[Any]], operands: int) -> list[str] | Miss:
+@dataclass(frozen=True)
+class Dialect:
+    """How the instructions of a kind of program are written.
+
+    Attributes:
+        forms: by name, over the values of their arguments.
+        constant: a number; ``leaves`` what else stands for itself, over its plain arguments.
+    """
+
+    forms: Mapping[str, str]
+    constant: str
+    leaves: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+POINTWISE = Dialect(FORMS, "tl.full((BLOCK,), {0}, tl.float32)")
+
+
+def expressions(program: Sequence[Sequence[Any]], operands: int, dialect: Dialect = POINTWISE) -> list[str] | Miss:
     """One expression per instruction over the values ``v0, v1, …``, or what has no Triton form."""
     constants: dict[int, float] = {}
     lines: list[str] = []
     for number, (name, *args) in enumerate(program, start=operands):
         if name == "const":
             constants[number] = float(args[0])
-            lines.append(f"tl.full((BLOCK,), {_literal(float(args[0]))}, tl.float32)")
+            lines.append(dialect.constant.format(_literal(float(args[0]))))
+        elif name in dialect.leaves:
+            lines.append(dialect.leaves[name].format(*args))
         elif name == "pow":
             power = constants.get(args[1])
-            if power not in POWERS:
-                known = ", ".join(f"{p:g}" for p in POWERS)
+            if power not in (*POWERS, *ROOTS):
+                known = ", ".join(f"{p:g}" for p in sorted((*POWERS, *ROOTS)))
                 return Miss(f"pow runs on Triton with a constant exponent among {known}")
-            lines.append(POWERS[power].format(f"v{args[0]}"))
-        elif name in FORMS:
-            lines.append(FORMS[name].format(*(f"v{arg}" for arg in args)))
+            form = POWERS[power] if power in POWERS else dialect.forms[ROOTS[power]]
+            lines.append(form.format(f"v{args[0]}"))
+        elif name in dialect.forms:
+            lines.append(dialect.forms[name].format(*(f"v{arg}" for arg in args)))
         else:
-            return Miss(f"the pointwise instruction {name!r} has no Triton form")
+            return Miss(f"the instruction {name!r} has no Triton form")
     return lines
 
 

@@ -28,6 +28,7 @@ SQRT_HALF_BITS = tl.constexpr(definition.SQRT_HALF_BITS)
 LN2_HIGH = tl.constexpr(definition.LN2_HIGH)
 LN2_LOW = tl.constexpr(definition.LN2_LOW)
 TURN = tl.constexpr(definition.TURN)
+LEVELS = tl.constexpr(13)  # a tile of inner products has at most 2^13 elements
 
 # --- Noise: scoregraph/graph/noise.py, operation by operation ----------------------------------
 
@@ -126,110 +127,94 @@ def normals(seed, group, micro, site):
     return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (group.shape[0], 4))
 
 
-@triton.jit(do_not_specialize=["micro", "site"])
-def noise(x, seeds, micro, site, scale, n, GROUPS: tl.constexpr):
+@triton.jit
+def fresh(bank, draw, draws, seeds, sample, group, element, inside, n, micro, site):
+    """Unit normals of one draw: row ``draw`` of the noise bank [samples, draws, n], or generated without one."""
+    if bank is not None:
+        return tl.load(bank + (sample * draws + draw) * n + element, mask=inside, other=0.0)
+    return normals(tl.load(seeds + sample), group, micro, site)
+
+
+@triton.jit(do_not_specialize=["micro", "site", "draw"])
+def noise(x, bank, seeds, draw, draws, micro, site, scale, n, GROUPS: tl.constexpr):
     """``x[s, e] = scale * normal``; grid (samples, blocks of GROUPS groups of four elements)."""
     sample = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     element = group[:, None] * 4 + tl.arange(0, 4)[None, :]
-    z = normals(tl.load(seeds + sample), group, micro, site)
+    z = fresh(bank, draw, draws, seeds, sample, group, element, element < n, n, micro, site)
     tl.store(x + sample * n + element, scale * z, mask=element < n)
 
 
-# --- The loop: table lookups and the register machine ------------------------------------------
+# --- The loop: table lookups and linear forms --------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["row"])
-def step_time(t, table, row, columns, column, n, BLOCK: tl.constexpr):
-    """Every element of ``t`` := ``table[row, column]``."""
+def step_time(t, time, table, row, columns, column, n, BRANCHES: tl.constexpr, BLOCK: tl.constexpr):
+    """Every element of ``t`` := ``table[row, column]``, or element i := ``time[i // BRANCHES]``."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(table + row * columns + column)
-    tl.store(t + i, tl.full((BLOCK,), 0.0, tl.float32) + value, mask=i < n)
+    if time is not None:
+        value = tl.load(time + i // BRANCHES, mask=i < n, other=0.0)
+    else:
+        value = tl.full((BLOCK,), 0.0, tl.float32) + tl.load(table + row * columns + column)
+    tl.store(t + i, value, mask=i < n)
 
 
 @triton.jit(do_not_specialize=["row"])
-def step_input(x, x_in, table, row, columns, column, n, BRANCHES: tl.constexpr, BLOCK: tl.constexpr):
-    """``x_in[b*K + j] = table[row, column] * x[b]``; grid (samples, blocks)."""
+def step_input(x, x_in, coef, coefs, table, row, columns, column, n, BRANCHES: tl.constexpr, BLOCK: tl.constexpr):
+    """``x_in[b*K + j] = q * x[b]``, q = ``table[row, column]`` or ``coef[b, column]``; grid (samples, blocks)."""
     sample = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(table + row * columns + column) * tl.load(x + sample * n + e, mask=e < n, other=0.0)
+    weights = coef + sample * coefs if coef is not None else table + row * columns
+    value = tl.load(weights + column) * tl.load(x + sample * n + e, mask=e < n, other=0.0)
     for j in tl.static_range(BRANCHES):
         tl.store(x_in + (sample * BRANCHES + j) * n + e, value, mask=e < n)
 
 
-@triton.jit(do_not_specialize=["row", "micro", "site"])
-def sampler_step(
-    registers,
-    predictions,
-    x_in,
-    seeds,
-    table,
-    row,
-    micro,
-    rows,
-    columns,
-    site,
-    n,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    C: tl.constexpr,
-    C_IN: tl.constexpr,
-    ANSWERS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    IN_BRANCHES: tl.constexpr,
-    GROUPS: tl.constexpr,
-):
-    """One micro-step ``R' = A R + B m + C z`` in place, and the network's next input; grid (samples, blocks).
+@triton.jit(do_not_specialize=["row"])
+def record(x, y, table, row, columns, column, slots, n, BLOCK: tl.constexpr):
+    """``y[b, slot] = x[b]``, slot = ``table[row, column]`` if that is not negative; grid (samples, blocks)."""
+    sample = tl.program_id(0).to(tl.int64)
+    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    slot = tl.load(table + row * columns + column).to(tl.int64)
+    inside = e < tl.where(slot >= 0, n, 0)
+    tl.store(y + (sample * slots + slot) * n + e, tl.load(x + sample * n + e, mask=inside), mask=inside)
 
-    One pass over memory: each element of every register and prediction is read at most once per use, a term whose
-    coefficient is 0 is not read at all, and noise is drawn in registers, only in rows where some C is not 0.
+
+@triton.jit
+def add_registers(total, weights, registers, sample, n, element, inside):
+    """``total + sum_l weights[l] r_l``, in that order; a term whose weight is 0 is not read."""
+    for i in tl.static_range(len(registers)):
+        a = tl.load(weights + i)
+        if a != 0.0:
+            total += a * tl.load(registers[i] + sample * n + element, mask=inside, other=0.0)
+    return total
+
+
+@triton.jit
+def add_answers(total, weights, predictions, strides, sample, element, inside, ANSWERS: tl.constexpr):
+    """``total + sum_k weights[k] m_k`` over the answers that are there; a term whose weight is 0 is not read.
 
     Args:
-        registers: tuple of [samples, n]; read and replaced.
-        predictions: tuple of [samples * K_p, n], the branches of a sample side by side.
-        x_in: [samples * IN_BRANCHES, n] or None; takes ``table[row+1, C_IN] * new_0`` unless ``row`` is the last.
-        micro: the number of the micro-step over all rounds, which counts the noise.
-        ANSWERS: for each prediction, which of the WIDTH answers of the table its K_p branches are.
-        A, B, C: first columns of the three groups of coefficients.
+        predictions: tuple of [samples * K_p, n], the branches of a sample side by side, rows ``strides`` apart.
+        ANSWERS: for each prediction, which of the answers that the weights speak of its K_p branches are.
     """
-    sample = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    element = group[:, None] * 4 + tl.arange(0, 4)[None, :]
-    inside = element < n
-    here = table + row * columns
+    for p in tl.static_range(len(predictions)):
+        for k in tl.static_range(len(ANSWERS[p])):
+            b = tl.load(weights + ANSWERS[p][k])
+            if b != 0.0:
+                branch = sample * len(ANSWERS[p]) + k
+                total += b * tl.load(predictions[p] + branch * strides[p] + element, mask=inside, other=0.0)
+    return total
 
-    noisy = tl.load(here + C) != 0.0
-    for j in tl.static_range(1, len(registers)):
-        noisy = noisy | (tl.load(here + C + j) != 0.0)
-    z = tl.full((GROUPS, 4), 0.0, tl.float32)
-    if noisy:
-        z = normals(tl.load(seeds + sample), group, micro, site)
 
-    new = ()
-    for j in tl.static_range(len(registers)):
-        total = tl.full((GROUPS, 4), 0.0, tl.float32)
-        for i in tl.static_range(len(registers)):
-            a = tl.load(here + A + j * len(registers) + i)
-            if a != 0.0:
-                total += a * tl.load(registers[i] + sample * n + element, mask=inside, other=0.0)
-        for p in tl.static_range(len(predictions)):
-            for k in tl.static_range(len(ANSWERS[p])):
-                b = tl.load(here + B + j * WIDTH + ANSWERS[p][k])
-                if b != 0.0:
-                    branch = sample * len(ANSWERS[p]) + k
-                    total += b * tl.load(predictions[p] + branch * n + element, mask=inside, other=0.0)
-        c = tl.load(here + C + j)
-        if c != 0.0:
-            total += c * z
-        new = new + (total,)  # noqa: RUF005 - Triton has no starred tuples
-
-    # Every register has been read by now; element e belongs to this lane alone, so replacing in place is safe.
-    for j in tl.static_range(len(registers)):
-        tl.store(registers[j] + sample * n + element, new[j], mask=inside)
-    if IN_BRANCHES > 0 and row + 1 < rows:
-        value = tl.load(here + columns + C_IN) * new[0]
-        for k in tl.static_range(IN_BRANCHES):
-            tl.store(x_in + (sample * IN_BRANCHES + k) * n + element, value, mask=inside)
+@triton.jit
+def pairwise_sum(x):
+    """The sum [1] of a block whose size is a power of two: neighbours first, the same order everywhere."""
+    for _ in tl.static_range(LEVELS):
+        if x.shape[0] > 1:
+            even, odd = tl.split(tl.reshape(x, (x.shape[0] // 2, 2)))
+            x = even + odd
+    return x
 
 
 # --- Activations -------------------------------------------------------------------------------

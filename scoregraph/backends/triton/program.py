@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scoregraph.backends.protocol import COUNTERS, Cancel, Constants, Miss, Progress
-from scoregraph.backends.triton.calls import LAUNCHES, Scope, launch_of, supports
+from scoregraph.backends.triton.binding import Scope
+from scoregraph.backends.triton.calls import LAUNCHES, launch_of, supports
 from scoregraph.backends.triton.launch import KERNELS_FILE, Launch
 from scoregraph.backends.triton.memory import Memory, allocate, load_constants
 from scoregraph.errors import Cancelled, LoopUnfinished

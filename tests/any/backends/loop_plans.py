@@ -64,3 +64,89 @@ def halving(limit: int, *, strict: bool = False, table: bool = True) -> Sketch:
     s.call("pointwise", {"x0": x}, {"y": active}, {"program": still})
     s.output("x", x)
     return s
+
+
+# --- A step with everything that may belong to one ------------------------------------------------
+
+ROWS, R, K, E, Y, DRAWS = 3, 2, 3, 2, 2, 4
+SIZES = {
+    "c_in": 1,
+    "draw": 1,
+    "slot": 1,
+    "a": R * R,
+    "b": R * K,
+    "c": R,
+    "e": E * (R + K),
+    "h": R * Y,
+    "f": 2 * (R + K),
+}
+OFFSETS = dict(zip(SIZES, np.cumsum([0, *SIZES.values()]).tolist(), strict=False))
+# Over e_0, e_1, z and two extras: y_0 = clamp(e_0, -1, 1) x_0, y_1 = (e_1 z + row's c_in) x_1.
+PROGRAM = [["const", 1.0], ["neg", 5], ["max", 0, 6], ["min", 7, 5], ["mul", 8, 3], ["mul", 1, 2], ["row", 0]]
+PROGRAM += [["add", 10, 11], ["mul", 12, 4]]
+STEP = {name: OFFSETS[name] for name in ("a", "b", "c", "e", "h")}
+STEP |= {"estimates": E, "program": PROGRAM, "results": [9, 13], "draws": True, "cin": 0, "site": 7}
+
+
+def table() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((ROWS, sum(SIZES.values()))).astype(np.float32)
+    rows[:, OFFSETS["draw"]] = [2, 0, 3]
+    rows[:, OFFSETS["slot"]] = [2, -1, 0]
+    # A row without plain noise, one in which an answer is not read, one in which a register stays.
+    rows[0, OFFSETS["c"] : OFFSETS["e"]] = 0
+    rows[1, OFFSETS["b"] + 1] = 0
+    rows[2, OFFSETS["a"] : OFFSETS["b"]] = [1, 0, 0, 1]
+    return rows
+
+
+def everything(n: int, *, per_sample: bool = False, bank: bool = False, some: bool = False) -> Sketch:
+    """A loop of [record x, gram, scalars, step]; p1 has strided rows, extras are broadcast."""
+    s = Sketch()
+    loop = s.table("loop", [f"k{i}" for i in range(sum(SIZES.values()))], table())
+    registers = {f"r{j}": s.input(f"r{j}", s.new((B, n, 4))) for j in range(R)}
+    pair, wide = s.input("p0", s.new((Batch(2), n, 4))), s.input("p1", s.new((B, 2, n, 4)))
+    whole, line = s.input("x0", s.new((B, n))), s.input("x1", s.new((4,)))
+    shape = (B, n, 4)
+    answers = {"p0": pair, "p1": Value(wide.storage, shape, (2 * n * 4, 4, 1), n * 4)}
+    extras = {"x0": Value(whole.storage, shape, (n, 1, 0)), "x1": Value(line.storage, shape, (0, 0, 1))}
+    noise = s.input("bank", s.new((B, DRAWS, n, 4))) if bank else None
+    x_in, seen = s.new((Batch(2), n, 4)), s.new((B, ROWS, n, 4))
+    sums, made = s.new((B, 3)), s.new((B, sum(SIZES.values())))
+    attrs: dict = {"table": loop}
+    if some:
+        answers, attrs = {"p0": answers["p1"]}, {"table": loop, "answers": [2], "width": K}
+    s.begin("before")
+    s.call("fill", {}, {"x": seen}, {"value": -1.0})
+    s.call("fill", {}, {"x": x_in}, {"value": 0.0})
+    s.begin("loop", loop)
+    s.call("record", {"x": registers["r0"]}, {"y": seen}, {"table": loop, "column": OFFSETS["slot"]})
+    gram = {**attrs, "f": OFFSETS["f"], "forms": 2, "stats": [[0, 0], [0, 1], [1]]}
+    s.call("gram", {**registers, **answers}, {"g": sums}, gram)
+    # Every entry of the row, the first of them scaled by 1 / (1 + |<v0, v1>|).
+    program: list = [["in", 0, 1], ["abs", 0], ["const", 1.0], ["add", 1, 2], ["reciprocal", 3]]
+    program += [["row", i] for i in range(sum(SIZES.values()))]
+    first = len(program)
+    program += [["mul", 4, 5 + OFFSETS["a"]]]
+    results = [5 + i for i in range(sum(SIZES.values()))]
+    results[OFFSETS["a"]] = first
+    s.call("scalars", {"x0": sums}, {"y": made}, {"table": loop, "program": program, "results": results})
+    ins = {**registers, **answers, **extras, "coef": made if per_sample else None, "bank": noise}
+    draw = {"draw": OFFSETS["draw"]} if bank else {}
+    s.call("sampler_step", ins, {**registers, "xin0": x_in}, {**attrs, **STEP, **draw}, site="step")
+    for name, value in (*registers.items(), ("x_in", x_in), ("seen", seen), ("sums", sums), ("made", made)):
+        s.output(name, value)
+    return s
+
+
+def inputs(sketch: Sketch, batch: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2)
+    shapes = {b.id: b.shape for b in sketch.build().plan.buffers}
+    sizes = {
+        name: [d if isinstance(d, int) else batch * int(d[:-1] or 1) for d in shapes[i]] for name, i in given(sketch)
+    }
+    return {name: rng.standard_normal(size, dtype=np.float32) for name, size in sizes.items()}
+
+
+def given(sketch: Sketch) -> list[tuple[str, int]]:
+    return [(spec.name, spec.buffer) for spec in sketch.inputs]

@@ -6,7 +6,7 @@ import torch
 from triton_plans import Sketch
 
 from scoregraph.backends.triton import TritonBackend
-from scoregraph.backends.triton.calls import collapse
+from scoregraph.backends.triton.binding import collapse
 from scoregraph.errors import UncoveredCall
 from scoregraph.graph import noise
 from scoregraph.plan.dims import Batch
