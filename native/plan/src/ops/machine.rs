@@ -144,6 +144,8 @@ impl Origin {
         let own = per_sample_numbers(args, "coef")?;
         let table = match args.optional_count("table")? {
             None if own.is_some() => None,
+            // Outside of loops no row is the current one, and own coefficients need none.
+            Some(_) if own.is_some() && args.loop_table.is_none() => None,
             _ => Some(args.table()?),
         };
         if let Some(table) = table

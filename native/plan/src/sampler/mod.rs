@@ -243,21 +243,26 @@ impl Step<'_> {
         let per_thread = step_scratch(self.registers.len(), self.columns, self.elementwise, 1);
         assert!(scratch.len() >= per_thread * pool.threads());
         let scratch = Disjoint::new(scratch);
+        // A piece of work is a tile of a sample, or several samples that are smaller than one.
         let tiles = self.elements.div_ceil(TILE);
-        workers(pool, self.samples * self.elements).run(self.samples * tiles, &|index, thread| {
-            let (sample, start) = (index / tiles, index % tiles * TILE);
+        let together = (TILE / self.elements).max(1);
+        let pieces = self.samples.div_ceil(together) * tiles;
+        workers(pool, self.samples * self.elements).run(pieces, &|piece, thread| {
+            let (first, start) = (piece / tiles * together, piece % tiles * TILE);
             let end = (start + TILE).min(self.elements);
-            // SAFETY: a thread runs one tile at a time, and its part of the scratch is its own.
-            let scratch = unsafe { scratch.part(thread * per_thread..(thread + 1) * per_thread) };
-            let own;
-            let recipe = match &shared {
-                Some(recipe) => recipe,
-                None => {
-                    own = self.recipe(sample);
-                    &own
-                }
-            };
-            isa.dispatch(Tile { step: self, recipe, sample, start, end, scratch });
+            for sample in first..(first + together).min(self.samples) {
+                // SAFETY: a thread runs one piece at a time, and its part of the scratch is its own.
+                let scratch = unsafe { scratch.part(thread * per_thread..(thread + 1) * per_thread) };
+                let own;
+                let recipe = match &shared {
+                    Some(recipe) => recipe,
+                    None => {
+                        own = self.recipe(sample);
+                        &own
+                    }
+                };
+                isa.dispatch(Tile { step: self, recipe, sample, start, end, scratch });
+            }
         });
     }
 }
