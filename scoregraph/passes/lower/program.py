@@ -138,10 +138,10 @@ def _over(size: Batch, factor: int) -> Batch:
 
 
 def _grows(value: Any) -> bool:
-    """Whether a value has rows for every sample."""
+    """Whether a value has rows for every sample; a size has none."""
     if isinstance(value, list | tuple):
         return any(_grows(each) for each in cast(Sequence[Any], value))
-    return isinstance(value, Batch) or (isinstance(value, Value) and any(isinstance(d, Batch) for d in value.shape))
+    return isinstance(value, Value) and any(isinstance(d, Batch) for d in value.shape)
 
 
 def operator_name(node: Node) -> str:
