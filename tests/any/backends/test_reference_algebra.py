@@ -495,8 +495,7 @@ class Gaussian(nn.Module):
 def test_the_likelihood_of_a_gaussian(probed: bool):
     """log p of data = log p of where its flow ends + what the flow thins out (Song et al. 2021, section 4.3).
 
-    The Jacobian is diagonal, and a probe of normals estimates its trace; the estimate of one probe is compared with the
-    same sum by hand.
+    The Jacobian is diagonal, whose trace a probe of signs gives without an error.
     """
     net = network(prediction.eps(), "sigma", "kappa")
     net.score = Gaussian()
@@ -520,10 +519,6 @@ def test_the_likelihood_of_a_gaussian(probed: bool):
     lowest, highest = grid.sigma[0], grid.sigma[-1]
     growth = np.sqrt((spread**2 + highest**2) / (spread**2 + lowest**2))
     np.testing.assert_allclose(out["end"], x * growth, rtol=2e-3)
-    if probed:
-        z = noise.normals(SEEDS, 0, 0, WIDTH).astype(np.float64)
-        np.testing.assert_allclose(out["thinned"][:, 0], -(z**2 * np.log(growth)).sum(axis=1), rtol=2e-3)
-        return
     np.testing.assert_allclose(out["thinned"][:, 0], -np.log(growth).sum(), rtol=1e-3)
 
     def log_normal(at: np.ndarray, variance: np.ndarray) -> np.ndarray:
