@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ class Ddim(Sampler):
 
     name: ClassVar[str] = "ddim"
     eta: float = 0.0
-    prev: str = "grid"
+    prev: str = field(default="grid", kw_only=True)
 
     def __post_init__(self) -> None:
         options.real(self, "eta", low=0.0, high=1.0)

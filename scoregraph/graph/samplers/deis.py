@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from scoregraph.graph import options
@@ -22,7 +22,7 @@ class Deis(Sampler):
 
     name: ClassVar[str] = "deis"
     order: int = 2
-    lower_order_final: bool = True
+    lower_order_final: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         options.whole(self, "order", low=1, high=4)

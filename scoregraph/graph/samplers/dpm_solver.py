@@ -8,7 +8,7 @@ replaces part of the old: eta = 1 are the SDE variants of the papers, other valu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import ClassVar
 
@@ -156,9 +156,9 @@ class DpmSolver(Multistep):
     order: int = 2
     algorithm: str = "dpmsolver++"
     correction: str = "midpoint"
-    lower_order_final: bool = True
-    euler_at_final: bool = False
-    third: str = "published"
+    lower_order_final: bool = field(default=True, kw_only=True)
+    euler_at_final: bool = field(default=False, kw_only=True)
+    third: str = field(default="published", kw_only=True)
 
     def __post_init__(self) -> None:
         options.whole(self, "order", low=1, high=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import ClassVar
 
@@ -35,8 +35,8 @@ class DpmSolverSingle(Sampler):
     order: int = 2
     algorithm: str = "dpmsolver++"
     correction: str = "midpoint"
-    lower_order_final: bool = False
-    third: str = "taylor"
+    lower_order_final: bool = field(default=False, kw_only=True)
+    third: str = field(default="taylor", kw_only=True)
 
     def __post_init__(self) -> None:
         options.whole(self, "order", low=1, high=3)

@@ -6,7 +6,7 @@ noise. Fewer options, and k-diffusion's ``eta`` and ``noise``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from scoregraph.graph import options
@@ -46,7 +46,7 @@ class Dpmpp3m(Multistep):
 
     name: ClassVar[str] = "dpmpp_3m"
     correction: str = "midpoint"
-    third: str = "published"
+    third: str = field(default="published", kw_only=True)
 
     def __post_init__(self) -> None:
         options.choice(self, "correction", CORRECTIONS)
@@ -99,7 +99,7 @@ class Dpmpp3mSde(Multistep):
     name: ClassVar[str] = "dpmpp_3m_sde"
     eta: float = 1.0
     noise: float = 1.0
-    third: str = "published"
+    third: str = field(default="published", kw_only=True)
 
     def __post_init__(self) -> None:
         options.real(self, "eta", low=0.0)

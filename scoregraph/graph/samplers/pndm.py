@@ -7,7 +7,7 @@ a combination of the last ones, with the weights of evenly spaced points whateve
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import ClassVar
 
@@ -76,8 +76,8 @@ class Pndm(Sampler):
 
     name: ClassVar[str] = "pndm"
     skip_prk: bool = False
-    prev: str = "grid"
-    average: str = "answers"
+    prev: str = field(default="grid", kw_only=True)
+    average: str = field(default="answers", kw_only=True)
 
     def __post_init__(self) -> None:
         options.flag(self, "skip_prk")

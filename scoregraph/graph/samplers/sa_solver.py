@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import ClassVar
 
@@ -32,10 +32,10 @@ class SASolver(Sampler):
     predictor: int = 2
     corrector: int = 2
     tau: float = 1.0
-    low: float | None = None
-    high: float | None = None
+    low: float | None = field(default=None, kw_only=True)
+    high: float | None = field(default=None, kw_only=True)
     predict: str = "x0"
-    lower_order_final: bool = True
+    lower_order_final: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         options.whole(self, "predictor", low=1, high=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import ClassVar
 
@@ -31,8 +31,8 @@ class UniPC(Sampler):
     solver: str = "bh2"
     predict: str = "x0"
     corrector: bool = True
-    uncorrected: tuple[int, ...] = ()
-    lower_order_final: bool = True
+    uncorrected: tuple[int, ...] = field(default=(), kw_only=True)
+    lower_order_final: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         options.whole(self, "order", low=1, high=4)
