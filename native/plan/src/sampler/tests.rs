@@ -323,14 +323,18 @@ fn every_tail() {
 
 #[test]
 fn tiles_and_threads_change_no_bit() {
-    for options in [Options::default(), Options { program: true, own: true, gap: 3, ..Options::default() }] {
-        let case = Case::new(5, 2, 3 * TILE + 5, 3, &[2], options);
-        let mut exact = case.clone();
-        exact.by_definition();
-        for threads in [1, 2, 3] {
-            let mut made = case.clone();
-            made.run(Isa::best(), &Pool::new(threads).unwrap());
-            assert!(same_bits(&made, &exact), "{threads} threads");
+    let wild = Options { program: true, own: true, gap: 3, ..Options::default() };
+    // Samples of several tiles, and tiles of several samples.
+    for (samples, elements) in [(2, 3 * TILE + 5), (70, 301)] {
+        for options in [Options::default(), wild] {
+            let case = Case::new(5, samples, elements, 3, &[2], options);
+            let mut exact = case.clone();
+            exact.by_definition();
+            for threads in [1, 2, 3] {
+                let mut made = case.clone();
+                made.run(Isa::best(), &Pool::new(threads).unwrap());
+                assert!(same_bits(&made, &exact), "{samples} samples, {threads} threads");
+            }
         }
     }
 }
