@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scoregraph.graph.builder import GraphBuilder
     from scoregraph.graph.graph import Graph
     from scoregraph.graph.text import parse
+    from scoregraph.likelihoods import likelihood
     from scoregraph.runtime import CompiledPlan, load
 
 _HOME = {
@@ -37,6 +38,7 @@ _HOME = {
     "corrections": "scoregraph.graph.corrections",
     "energies": "scoregraph.graph.energies",
     "guidance": "scoregraph.graph.guidance",
+    "likelihood": "scoregraph.likelihoods:likelihood",
     "load": "scoregraph.runtime:load",
     "models": "scoregraph.models",
     "parse": "scoregraph.graph.text:parse",
@@ -55,6 +57,7 @@ __all__ = [
     "corrections",
     "energies",
     "guidance",
+    "likelihood",
     "load",
     "models",
     "parse",

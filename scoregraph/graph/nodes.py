@@ -166,7 +166,7 @@ class Divergence(Node, op="divergence"):
     """How fast the probability-flow ODE of a network thins out density at x: -div eps(X), with X = x / alpha.
 
     It is the prediction by which the same sampler moves log p beside x. Exact (the trace of the Jacobian), or
-    Hutchinson's estimate from one ``probe`` of unit normals: -probe . J probe.
+    Hutchinson's estimate from one ``probe`` of unit normals, whose signs s are used: -s . J s.
     """
 
     net: NetRef

@@ -100,9 +100,10 @@ class Divergence(nn.Module):
 
 
 class ProbedDivergence(nn.Module):
-    """The answer m of a score network and Hutchinson's estimate v^T (dm/dx) v of the trace of its Jacobian.
+    """The answer m of a score network and Hutchinson's estimate s^T (dm/dx) s of the trace of its Jacobian.
 
-    Unbiased for probes v with E[v v^T] = 1, such as unit normals (Hutchinson 1990; Grathwohl et al. 2019, FFJORD).
+    s are the signs of the probe. Any s with E[s s^T] = 1 is unbiased, and signs have the least variance: none from the
+    diagonal (Hutchinson 1990; Grathwohl et al. 2019, FFJORD).
     """
 
     def __init__(self, score: nn.Module) -> None:
@@ -115,7 +116,8 @@ class ProbedDivergence(nn.Module):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             m = _answer(self.score, x, t, *encoded)
-        return m.detach(), (_product(m, x, probe) * probe).flatten(1).sum(1)
+        signs = torch.where(probe < 0, -1.0, 1.0).to(x.dtype)
+        return m.detach(), (_product(m, x, signs) * signs).flatten(1).sum(1)
 
 
 def _answer(score: nn.Module, x: Tensor, t: Tensor, *encoded: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Network:
         Besides those of ``capture`` there are the derivatives, which a graph asks for when it needs them:
 
         ``score.divergence``                 (x, t, *encoded)        -> m, trace of dm/dx [n]
-        ``score.jvp``                        (x, t, *encoded, probe) -> m, probe^T (dm/dx) probe [n]
+        ``score.jvp``                        (x, t, *encoded, probe) -> m, s^T (dm/dx) s [n], s = sign(probe)
         ``score.energy.grad:<energy>``       (x, t, *encoded, t of the energy [n], *values, p, q [n]) -> dE/dx
         ``score.energy.root.grad:<energy>``  the same of sqrt(2 E)
 

@@ -215,7 +215,7 @@ def energy_of(run: Interpreter, node: n.EnergyGrad | n.Energy, x: Tensor, time: 
 
 
 def divergence(run: Interpreter, node: n.Divergence, scope: Scope) -> Tensor:
-    """-div eps(X) with X = x / alpha, [B, 1]: the trace of the Jacobian, or probe . J probe."""
+    """-div eps(X) with X = x / alpha, [B, 1]: the trace of the Jacobian, or s . J s with the signs s of the probe."""
     x: Tensor = run.value(node.x, scope)
     point = moment_of(run, node, scope).point(cast(v.Latent, node.net.latent).space)
     with torch.enable_grad():
@@ -225,7 +225,7 @@ def divergence(run: Interpreter, node: n.Divergence, scope: Scope) -> Tensor:
         x0 = textbook.clean(node.net.prediction, m, at, point)
         eps = ((at - point.alpha * x0) / point.sigma).flatten(1)
         if node.probe is not None:
-            probe = run.value(node.probe, scope).flatten(1)
+            probe = torch.where(run.value(node.probe, scope) < 0, -1.0, 1.0).to(run.dtype).flatten(1)
             (product,) = torch.autograd.grad((eps * probe).sum(), at)
             total = (product.flatten(1) * probe).sum(dim=1)
         else:

@@ -165,8 +165,13 @@ class _Lowering:
         return max(lows, default=None), min(highs, default=None)
 
     def _constant(self, node: n.Constant) -> Value:
-        assert isinstance(node.of, v.Array)
-        return self.filled((Batch(), *node.of.shape), node.value, node.of.dtype, "constant")
+        match node.of:
+            case v.Array(dtype, shape):
+                return self.filled((Batch(), *shape), node.value, dtype, "constant")
+            case v.Latent(_, shape):
+                return self.filled((Batch(), *shape), node.value, "f32", "constant")
+            case _:
+                return self.filled((Batch(),), node.value, "f32", "constant")
 
     def filled(self, shape: Sequence[int | Batch], value: float, dtype: str, name: str) -> Value:
         if dtype != "f32":  # the op fill writes f32; one stored number, seen at every index, is any type
