@@ -30,6 +30,7 @@ ddpm = Ddpm
 euler = Euler
 euler_ancestral = EulerAncestral
 heun = Heun
+edm = Heun
 kdpm2 = Kdpm2
 kdpm2_ancestral = Kdpm2Ancestral
 dpmpp_2s_ancestral = Dpmpp2sAncestral
@@ -74,6 +75,7 @@ __all__ = [
     "dpmpp_3m",
     "dpmpp_3m_sde",
     "dpmpp_sde",
+    "edm",
     "euler",
     "euler_ancestral",
     "flow_ancestral",

@@ -6,9 +6,11 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from math import inf, sqrt
 
+from scoregraph.errors import Location, WrongDirection
 from scoregraph.graph import options
+from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
-from scoregraph.graph.schedules import Point
+from scoregraph.graph.schedules import Point, Schedule
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class Churn(Sampler):
         if self.s_tmax != inf:
             options.real(self, "s_tmax", low=0.0)
         options.real(self, "s_noise", low=0.0)
+
+    def check(self, schedule: Schedule, prediction: Prediction, where: Location | None = None) -> None:
+        """Churn is for the way down."""
+        super().check(schedule, prediction, where)
+        if self.s_churn > 0.0 and schedule.rises():
+            raise WrongDirection(sampler=self.name, schedule=schedule, where=where)
 
     def gamma(self, walk: Walk, at: Point) -> float:
         """How much of its noise a point gains."""

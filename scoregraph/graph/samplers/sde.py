@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from math import hypot, log, sqrt
 from typing import ClassVar
 
+from scoregraph.errors import Location, WrongDirection
 from scoregraph.graph import options
+from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.samplers.base import MicroStep, Sampler, Walk
-from scoregraph.graph.schedules import Point
+from scoregraph.graph.schedules import Point, Schedule
 
 KINDS = ("ve", "vp", "sub_vp")
 
@@ -39,7 +41,6 @@ class ReverseSde(Sampler):
 
     name: ClassVar[str] = "reverse_sde"
     needs_finite_kappa: ClassVar[bool] = True
-    walks_down: ClassVar[bool] = True
     kind: str = "vp"
     noise: float = 1.0
     corrections: int = 0
@@ -50,6 +51,12 @@ class ReverseSde(Sampler):
         options.real(self, "noise", low=0.0)
         options.whole(self, "corrections", low=0, high=100)
         options.real(self, "snr", low=0.0, high=1.0)
+
+    def check(self, schedule: Schedule, prediction: Prediction, where: Location | None = None) -> None:
+        """Noise is for the way down; the ODE walks both ways."""
+        super().check(schedule, prediction, where)
+        if (self.noise > 0.0 or self.corrections > 0) and schedule.rises():
+            raise WrongDirection(sampler=self.name, schedule=schedule, where=where)
 
     def micro_steps(self, walk: Walk) -> Iterator[MicroStep]:
         """The corrections at a point, then the step to the next."""
@@ -66,7 +73,7 @@ class ReverseSde(Sampler):
             _, eps = walk.estimates(at)
             growth, diffusion = self._integrals(here, there)
             pull = (1.0 + self.noise**2) / 2 * diffusion / here.sigma
-            fresh = self.noise * sqrt(diffusion) if to.sigma > 0.0 else 0.0
+            fresh = self.noise * sqrt(diffusion) if self.noise > 0.0 and to.sigma > 0.0 else 0.0
             x = (1.0 + growth) * (walk["x"] * here.alpha / at.alpha) - pull * eps + fresh * walk.z
             yield walk.call(i, at, x=x * to.alpha / there.alpha)
 

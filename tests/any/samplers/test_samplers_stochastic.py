@@ -149,6 +149,19 @@ def test_order_of_convergence_downwards_and_upwards(sampler: Sampler, order: int
     assert errors[-1] < 0.2 if order == 1 else errors[-1] < 5e-3
 
 
+@pytest.mark.parametrize(
+    "sampler",
+    [samplers.heun(s_churn=1.0), samplers.reverse_sde(), samplers.reverse_sde(noise=0.0, corrections=1)],
+    ids=str,
+)
+def test_noise_is_for_the_way_down(sampler: Sampler):
+    up = schedules.ascend(schedules.karras(steps=5))
+    rising = schedules.custom(sigmas=(1.0, 0.5, 0.7), space="kappa")
+    for schedule in (up, rising):
+        with pytest.raises(WrongDirection, match="SG211"):
+            sampler.table(schedule, prediction.edm(), "sigma", "kappa")
+
+
 def test_down_and_up_again():
     """Inversion: Heun upwards from where Heun downwards ended comes back to the start."""
     down = schedules.exponential(steps=80, sigma_min=0.1, sigma_max=10.0, final="sigma_min")
