@@ -82,13 +82,17 @@ ORDERS: list[tuple[Sampler, float]] = [
     (samplers.lms(2), 2),
     (samplers.lms(3), 3),
     (samplers.lms(4), 4),
-    (samplers.ipndm(), 2),  # its weights are those of even steps in kappa, which these are not
+    # Their weights are those of even steps in kappa, which these are not.
+    (samplers.ipndm(), 2),
+    (samplers.pndm(), 2),
+    (samplers.pndm(skip_prk=True), 2),
+    (samplers.pndm(skip_prk=True, average="eps"), 2),
 ]
 
 
 @pytest.mark.parametrize(("sampler", "order"), ORDERS, ids=[str(sampler) for sampler, _ in ORDERS])
 def test_order_of_convergence(sampler: Sampler, order: float):
-    grid = even if sampler.name == "dpm_solver_single" else eased
+    grid = even if sampler.name in ("dpm_solver_single", "pndm", "ipndm") else eased
     errors = [ode_error(sampler, grid(n)) for n in (60, 120, 240)]
     slopes = [np.log2(a / b) for a, b in itertools.pairwise(errors)]
     print(f"{sampler}: errors {[f'{e:.1e}' for e in errors]}, orders {[f'{s:.2f}' for s in slopes]}")
