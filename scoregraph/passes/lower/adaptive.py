@@ -256,15 +256,20 @@ class AdaptiveLowering:
         return trace([moved, where(going, shorter, 0.0), active * going, ok])
 
     def _take(self, slots: int) -> Any:
-        """The coefficients that take the step, or leave it: the state, and the first slope of the next step."""
-        ok = given(SOURCE, OK)
+        """The coefficients that take the step, or leave it: the first slope of the next step, and the state.
+
+        A method whose first slope is known begins its next step with the second stage, so the state moves on to where
+        that is evaluated; a sample that is done has length 0 and stays.
+        """
+        ok, h, tableau = given(SOURCE, OK), given(SOURCE, LENGTH), self.rule.tableau
         entries: list[Number] = []
         for j in range(slots):
             row: list[Number] = [0.0] * slots
             if j in (STATE, KEPT):
                 row[STATE], row[KEPT] = ok, 1.0 - ok
-            elif j == SLOPE and self.rule.tableau.first_same_as_last:
-                row[SLOPE + 2], row[SLOPE] = ok, 1.0 - ok
+            if tableau.first_same_as_last and j in (STATE, SLOPE):
+                share = h * tableau.a[1][0] if j == STATE else 1.0
+                row[SLOPE + 2], row[SLOPE] = share * ok, share * (1.0 - ok)
             entries += row
         return trace([*entries, *[0.0] * slots])
 
