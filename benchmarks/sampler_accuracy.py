@@ -80,7 +80,11 @@ class Row:
             )
             return tuple(e if math.isfinite(e) else math.inf for e in (found.open_loop, found.closed_loop))
 
-        shipped, exact = errors(scheduler), errors(precise(cell.make()))
+        try:
+            shipped, exact = errors(scheduler), errors(precise(cell.make()))
+        except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as error:
+            print(f"{cell}: {type(error).__name__} {error}", file=sys.stderr)
+            shipped = exact = (math.inf, math.inf)
         if exact[0] > self.exact[0]:
             self.worst = f"{cell.kind} {cell.spacing} {cell.final} {cell.steps}"
         self.cells += 1

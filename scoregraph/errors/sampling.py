@@ -133,7 +133,7 @@ class CannotImport(ScoregraphError):
     instead of a sample are not. The message names what it was; if another setting would do, the cure says it::
 
         DDPMScheduler()                                      # refused: clip_sample=True
-        DDPMScheduler(clip_sample=False)                     # and step.clamp(pred) for the clamp, if it is wanted
+        DDPMScheduler(clip_sample=False)                     # accepted
     """
 
     code = "SG209"

@@ -53,7 +53,12 @@ class Driver:
         return [Call(i, t, float(t)) for i, t in enumerate(scheduler.timesteps)]
 
     def prepare(self, scheduler: Scheduler) -> None:
-        """What happens between ``set_timesteps`` and the first call."""
+        """What happens between ``set_timesteps`` and the first call.
+
+        The beginning is said: where a timestep is there twice, schedulers that look it up begin with the second.
+        """
+        if hasattr(scheduler, "set_begin_index") and scheduler.begin_index is None:
+            scheduler.set_begin_index(0)
 
     def init_scale(self, scheduler: Scheduler) -> float:
         """The standard deviation of the noise that the loop starts from."""
@@ -160,6 +165,7 @@ class CogVideoXDpm(Driver):
 
     def prepare(self, scheduler: Scheduler) -> None:
         """x0 is kept as an attribute, where probing finds it."""
+        super().prepare(scheduler)
         scheduler.old_pred_original_sample = None
 
     def step(self, scheduler: Scheduler, m: Tensor, call: Call, x: Tensor) -> Tensor:
@@ -237,6 +243,7 @@ class DpmSde(Driver):
 
     def prepare(self, scheduler: Scheduler) -> None:
         """A path of ours, before the scheduler makes its own."""
+        super().prepare(scheduler)
         scheduler.noise_sampler = BrownianPath()
 
     def step(self, scheduler: Scheduler, m: Tensor, call: Call, x: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def _refuse_other_interfaces(scheduler: Scheduler, driver: type[Driver]) -> None
     needed = [p.name for p in parameters.values() if p.default is p.empty and p.name not in own]
     if needed:
         reason = f"its step needs {' and '.join(needed)} besides the network's answer"
-        cure = "write it with the nodes of a graph; g.inpaint puts known values back after every step"
+        cure = "write it with the nodes of a graph; step.inpaint puts known values back after every step"
         raise CannotImport(scheduler=name, reason=reason, cure=cure, where=here())
 
 

@@ -98,6 +98,8 @@ class Cell:
             warnings.simplefilter("ignore")
             scheduler = scheduler_class(self.pair.scheduler)(**config)
             scheduler.set_timesteps(self.steps)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # or a timestep that is there twice makes it begin with the second
         if not hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input = lambda sample, _: sample
         return scheduler

@@ -6,17 +6,20 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import toys
 from scheduler_zoo import scheduler_class
 
 import scoregraph as sg
 from scoregraph.errors import BadTable, ImportedElsewhere
 from scoregraph.graph import prediction, schedules
 from scoregraph.graph.json_form import from_json, to_json
+from scoregraph.graph.noise import normals, sample_seeds
 from scoregraph.graph.samplers import Sampler
 from scoregraph.graph.values import Latent, NetRef
 from scoregraph.interop.importer import Imported, from_diffusers
 from scoregraph.interop.probing import network
 from scoregraph.interop.randomness import InjectedNormals
+from scoregraph.models import toy
 
 # diffusers converts tensors to arrays in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -151,3 +154,24 @@ def test_a_whole_loop_with_the_library_drawing_its_own_noise():
         z = drawn[i].numpy()
         held = [sum(a[j, k] * r for k, r in enumerate(held)) + b[j, 0] * m + c[j] * z for j in range(len(held))]
     assert np.abs(held[0] - x.numpy()).max() < 1e-5 * x.abs().max()
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler"])
+def test_a_compiled_plan_walks_as_the_library_does(name: str):
+    """From the scheduler to a plan of the reference backend, guided, against a loop as pipelines write it."""
+    found = imported(name, 6)
+    graph = toys.guided(sampler=found.sampler, schedule=found.schedule, name=f"imported {name}")
+    plan = sg.compile(graph, device="reference", use_cache=False)
+    tilt = np.linspace(-1.0, 1.0, 8, dtype=np.float32).reshape(2, 4)
+    got = plan.run(tilt=tilt, seed=5)["sample"]
+
+    score = toy.load().score
+    scheduler = scheduler_class(name)()
+    scheduler.set_timesteps(6)
+    noise = np.stack([normals(seed, site=0, micro=0, count=toy.WIDTH) for seed in sample_seeds(5, 2)])
+    x = torch.from_numpy(noise).double() * float(scheduler.init_noise_sigma)
+    for t in scheduler.timesteps:
+        x_in, time = scheduler.scale_model_input(x, t).float(), torch.full((2,), float(t))
+        cond, blank = score(x_in, time, torch.from_numpy(tilt)), score(x_in, time, torch.zeros(2, 4))
+        x = scheduler.step((blank + 1.5 * (cond - blank)).double(), t, x).prev_sample.double()
+    assert np.abs(got - x.numpy()).max() < 2e-5 * x.abs().max()
