@@ -7,7 +7,7 @@ so whatever the user has nested comes out as one mix; only corrections are not, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from scoregraph.graph import nodes as n
 from scoregraph.graph import values as v
 from scoregraph.graph.energies import Energy
-from scoregraph.graph.expression import given
+from scoregraph.graph.expression import given, where
 from scoregraph.graph.guidance import Guidance
 from scoregraph.graph.mixture import At, Form, Mix, Recorder
 from scoregraph.graph.prediction import X0, Prediction
@@ -100,6 +100,8 @@ class Algebra:
 
     Attributes:
         static: rules that depend on the sample give the weights of the rows in which they are off, 0 in the others.
+        dynamic: the rows whose numbers depend on the sample, because some rule is on there.
+        memories: the names of the registers of what rules remember, by fusion and by the rule's own name.
         scalars: the values the caller gives per sample (runtime scales), in the order in which they were met.
         kept: what the rules' registers become.
     """
@@ -108,6 +110,8 @@ class Algebra:
     sources: Sources
     recorder: Recorder
     static: bool = False
+    dynamic: Sequence[bool] = ()
+    memories: Mapping[tuple[n.FusedScore, str], str] = field(default_factory=dict[tuple[n.FusedScore, str], str])
     scalars: list[n.Node] = field(default_factory=list[n.Node])
     kept: dict[str, Mix] = field(default_factory=dict[str, Mix])
 
@@ -163,7 +167,7 @@ class Algebra:
             off = off_weights(rule, self.table)
             total = self._weighted([row or (0.0,) * len(mixes) for row in off], mixes)
         else:
-            total = self._combine(rule, mixes)
+            total = self._combine(fusion, rule, mixes)
         for grad in fusion.grads:
             assert isinstance(grad, n.EnergyGrad)
             total = total + self.unit(self.sources.answer(grad)) * self._gain(grad, fusion)
@@ -195,19 +199,36 @@ class Algebra:
             total = total + mix * base + (mix * slope) * value
         return total
 
-    def _combine(self, rule: Guidance, mixes: Sequence[Mix]) -> Mix:
+    def _combine(self, fusion: n.FusedScore, rule: Guidance, mixes: Sequence[Mix]) -> Mix:
         steps, alpha, sigma = self.table.steps, self.table.values("alpha"), self.table.values("sigma")
         numbers = [rule.numbers(s, steps[-1] + 1, a, b) for s, a, b in zip(steps, alpha, sigma, strict=True)]
         at = At(
             alpha=self.recorder.parameter(alpha, "alpha"),
             sigma=self.recorder.parameter(sigma, "sigma"),
-            memory={name: self.unit(self.sources.register(memory_name(rule, name))) for name in rule.memory()},
+            memory={name: self.unit(self.sources.register(self.memories[fusion, name])) for name in rule.memory()},
             numbers={name: self.recorder.parameter([row[name] for row in numbers]) for name in numbers[0]},
         )
         result = rule.combine(tuple(mixes), at)
-        for name in rule.memory():
-            self.kept[memory_name(rule, name)] = at.kept.get(name, self.nothing())
+        kept = {name: at.kept.get(name, self.nothing()) for name in rule.memory()}
+        off = off_weights(rule, self.table)
+        aside = [dynamic and row is not None for dynamic, row in zip(self.dynamic, off, strict=True)]
+        if any(aside):  # off, in rows where another rule is on
+            nothing = (0.0,) * len(mixes)
+            plain = [(row or nothing) if out else nothing for out, row in zip(aside, off, strict=True)]
+            result = self._only(result, aside) + self._weighted(plain, mixes)
+            for name, mix in kept.items():
+                kept[name] = self._only(mix, aside) + at.memory[name] * list(map(float, aside))
+        for name, mix in kept.items():
+            self.kept[self.memories[fusion, name]] = mix
         return result
+
+    def _only(self, mix: Mix, aside: Sequence[bool]) -> Mix:
+        """A mix in the rows that are not ``aside``, and nothing in those."""
+        inside = np.array([[not out] for out in aside], dtype=np.float64)
+        on = self.recorder.parameter(inside[:, 0].tolist())
+        # Chosen, not multiplied: where a rule is off, its quotients may be those of nothing by nothing.
+        terms = [(w if w.op == "const" else where(on, w, 0.0), form * inside) for w, form in mix.terms]
+        return Mix(self.recorder, tuple(terms))
 
     # --- parameterizations -----------------------------------------------------------------------
 
@@ -273,9 +294,15 @@ def joint_score(grad: n.EnergyGrad) -> n.Score | None:
     return grad.pred
 
 
-def memory_name(rule: Guidance, register: str) -> str:
-    """The name of a rule's register among those of the step."""
-    return f"{rule.name}.{register}"
+def memories(fused: Sequence[n.FusedScore]) -> dict[tuple[n.FusedScore, str], str]:
+    """The names of all rules' registers among those of the step; a rule that stands twice remembers twice."""
+    names: dict[tuple[n.FusedScore, str], str] = {}
+    for fusion in dict.fromkeys(fused):
+        if isinstance(fusion.guidance, Guidance):
+            rule = fusion.guidance
+            twins = len({other for other, _ in names if other.guidance.name == rule.name})
+            names |= {(fusion, name): f"{rule.name}{twins or ''}.{name}" for name in rule.memory()}
+    return names
 
 
 def off_weights(rule: Guidance, table: StepTable) -> list[tuple[float, ...] | None]:

@@ -26,7 +26,7 @@ from scoregraph.passes.sampling.algebra import (
     is_linear,
     joint_score,
     leaves,
-    memory_name,
+    memories,
     off_weights,
 )
 from scoregraph.passes.sampling.fold_tables import scale_column
@@ -131,28 +131,44 @@ class Machine:
                 raise NotAffineError("a network is evaluated on something else than the state of the step")
         pairs = [(leaf, i) for leaf in nodes for i in range(len(leaf.conds) if isinstance(leaf, n.Score) else 1)]
         registers = [*self.table.registers]
-        for fusion in fusions(self.pred):
-            if isinstance(fusion.guidance, Guidance):
-                registers += [memory_name(fusion.guidance, name) for name in fusion.guidance.memory()]
+        registers += self.memories.values()
         registers += [f"emit.{name}" for name in self.emits]
         registers += ["emitted.noise"] if self.keeps_noise else []
         outputs = self.table.outputs + (self.inpaint is not None)
         return Sources(tuple(registers), tuple(pairs), self.learned, outputs)
 
     @cached_property
-    def off(self) -> list[tuple[float, ...] | None]:
-        """The plain weights of rows in which the outermost rule is off; None where it (or no such rule) is on."""
-        pred = self.pred
-        if isinstance(pred, n.FusedScore) and isinstance(pred.guidance, Guidance) and not is_linear(pred.guidance):
-            return off_weights(pred.guidance, self.table)
-        return [None] * len(self.table.rows)
+    def fused(self) -> tuple[n.FusedScore, ...]:
+        """All fusions in what the step uses and in what is recorded of it."""
+        seen = (self.pred, *self.emits.values(), *(part for _, norm in self.norms for part in norm.operands))
+        return tuple(dict.fromkeys(fusion for part in seen for fusion in fusions(part)))
+
+    @cached_property
+    def memories(self) -> dict[tuple[n.FusedScore, str], str]:
+        """The registers of what rules remember."""
+        return memories(self.fused)
+
+    @cached_property
+    def dynamic(self) -> list[bool]:
+        """The rows in which some rule is on whose weights depend on the sample; all rows, if no rule is ever off.
+
+        Lengths that are recorded are made of the same products, in every row.
+        """
+        on: list[list[bool]] = [[True] * len(self.table.rows)] if self.norms else []
+        for fusion in self.fused:
+            rule = fusion.guidance
+            if fusion.scale is not None:
+                on.append([True] * len(self.table.rows))
+            elif isinstance(rule, Guidance) and not is_linear(rule):
+                on.append([weights is None for weights in off_weights(rule, self.table)])
+        return [any(row) for row in zip(*on, strict=True)] if on else [True] * len(self.table.rows)
 
     # --- folding -----------------------------------------------------------------------------------
 
     def _build(self, recorder: Recorder, *, static: bool) -> Folded:
         """All registers and estimates as mixes of the sources."""
         table, sources = self.table, self.sources
-        algebra = Algebra(table, sources, recorder, static)
+        algebra = Algebra(table, sources, recorder, static, self.dynamic, self.memories)
         r, k = len(table.registers), table.branches
         mixes = [algebra.single(self.pred)]
         if k - self.learned == 2:
@@ -251,7 +267,7 @@ class Machine:
         report |= gradients
         report["live"] = self._live(made, numbers, forms, gradients)
         if not linear:
-            report["on"] = [float(weights is None) for weights in self.off]
+            report["on"] = list(map(float, self.dynamic))
         table = StepTable.from_rows(
             sources.registers, self.table.values("t"), self.table.values("c_in"), rows, report, self.table.init_scale
         )
@@ -345,7 +361,7 @@ class Machine:
         """Which answers a row reads, as a sum of 2^answer; 0 in rows without a network call."""
         sources = self.sources
         used = np.zeros((len(self.table.rows), sources.noise), dtype=bool)
-        on = np.array([weights is None for weights in self.off])
+        on = np.array(self.dynamic)
         for folded, rows in ((made, on), (numbers, ~on)):
             for mix in (*folded.new.values(), *folded.estimates):
                 for _, form in mix.terms:
