@@ -51,6 +51,21 @@ def build(rule=None, sampler=None, *, correct=None, inpaint=False, emits=False) 
     return g
 
 
+def likelihood() -> GraphBuilder:
+    """The flow of a sample upwards, and beside it how it thins out."""
+    net = network("toy", prediction=prediction.v())
+    g = GraphBuilder("likelihood")
+    tilt, nothing = g.condition(net, g.input("tilt")), g.constant(0.0, Latent("kappa", (1,)))
+    with g.loop(
+        schedules.cosine(steps=STEPS, ascending=True), g.input("known", Latent("vp", (toy.WIDTH,))), nothing
+    ) as step:
+        step.advance(samplers.heun(), g.score(net, step, tilt))
+        step.advance(samplers.heun(), g.divergence(net, step, tilt), index=1)
+    end, thinned = step.results
+    g.output(end=end, thinned=thinned)
+    return g
+
+
 CASES = {
     "plain": lambda: build(sampler=samplers.dpmpp_2m()),
     "interval": lambda: build(guidance.cfg(3.0, low=0.3, high=5.0), samplers.heun()),
@@ -62,6 +77,10 @@ CASES = {
     "threshold": lambda: build(correct=corrections.dynamic_threshold(0.9), sampler=samplers.dpmpp_2m()),
     "inpaint": lambda: build(sampler=samplers.ddim(0.5), inpaint=True),
     "inpaint by sample": lambda: build(guidance.rescale(3.0), samplers.ddim(1.0), inpaint=True),
+    "rk45": lambda: build(sampler=samplers.rk45()),
+    "rk23": lambda: build(sampler=samplers.rk23(rtol=1e-3)),
+    "adaptive heun": lambda: build(sampler=samplers.heun_adaptive()),
+    "likelihood": likelihood,
     "emits": lambda: build(sampler=samplers.ddim(1.0), emits=True),
 }
 
