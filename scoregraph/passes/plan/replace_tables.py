@@ -23,14 +23,17 @@ def replace_tables(plan: Plan, arrays: Mapping[int, np.ndarray], graph: Graph) -
     constants, made = list(plan.constants), dict(arrays)
     steps = {name: step for node in graph.nodes if isinstance(node, n.Loop) for name, step in _steps(node)}
     scales = {
-        loop.init[i].site: step.table.init_scale
+        start.site: step.table.init_scale
         for loop in graph.nodes
         if isinstance(loop, n.Loop)
-        for i, step in enumerate(loop.results)
-        if isinstance(loop.init[i], n.Noise) and isinstance(step, n.SamplerStep) and step.table is not None
+        for start, step in zip(loop.init, loop.results, strict=True)
+        if isinstance(start, n.Noise) and isinstance(step, n.SamplerStep) and step.table is not None
     }
     tables: list[Table] = []
     for table in plan.tables:
+        if table.name not in steps:  # the stages of an adaptive method, which depend on the structure only
+            tables.append(table)
+            continue
         number = len(constants)
         new = steps[table.name]
         values = new.float32()
