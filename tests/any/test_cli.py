@@ -136,7 +136,7 @@ def test_show_prints_every_form(ok):
 def test_show_prints_every_stage(ok):
     listing = ok("show", "toy", "--stage", "list", *ON)
     names = [line.removeprefix("after ").split(" (")[0] for line in listing.splitlines() if line.startswith("after ")]
-    assert names[:3] == ["graph", "fold-tables", "batch-branches"]
+    assert names[:3] == ["graph", "fold-tables", "fold-step"]
     assert names[-1] == "plan-memory"
     assert "fuse(cfg" in ok("show", "toy", "--stage", "batch-branches", *ON)
     assert "fuse(cfg" not in ok("show", "toy", "--stage", "fold-guidance", *ON)

@@ -23,7 +23,7 @@ from torch import nn
 
 import scoregraph as sg
 from scoregraph import cli, models
-from scoregraph.graph import guidance, prediction, samplers, schedules, select
+from scoregraph.graph import caches, guidance, prediction, samplers, schedules, select
 from scoregraph.graph import nodes as n
 from scoregraph.graph.builder import GraphBuilder
 from scoregraph.graph.graph import Graph
@@ -233,8 +233,7 @@ def uncovered_node() -> None:
     net = toys.network()
     with g.loop(LINEAR, g.noise(net)) as step:
         pred = g.score(net, step, g.condition(net, None))
-        g.emit("answer", pred)
-        step.advance(samplers.ddim(), pred)
+        step.advance(samplers.ddim(), g.cache(caches.every(2), pred))
     g.output(x=step.result)
     sg.compile(g, device="reference", use_cache=False)
 
