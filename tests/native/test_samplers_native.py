@@ -31,6 +31,8 @@ LINEAR = schedules.linear(steps=STEPS)
 SCALED = schedules.scaled_linear(steps=STEPS, offset=1)
 COSINE = schedules.cosine(steps=STEPS)
 ZERO_SNR = schedules.linear(steps=STEPS, spacing="trailing", zero_snr=True)
+CURVED = schedules.scaled_linear(steps=STEPS, sigmas="karras", skip=4)
+DISTILLED = schedules.scaled_linear(steps=4, spacing="distilled", final="sigma_min")
 SHIFTED = schedules.flow(steps=STEPS, shift=3.0)
 
 CASES: list[tuple[Sampler, Schedule, Prediction, TimeConvention, Space]] = [
@@ -55,6 +57,23 @@ CASES: list[tuple[Sampler, Schedule, Prediction, TimeConvention, Space]] = [
     (samplers.flow_euler(), SHIFTED, prediction.flow(), "flow1000", "flow"),
     (samplers.consistency(), schedules.karras(steps=STEPS), prediction.consistency(), "c_noise", "kappa"),
     (samplers.consistency(), LINEAR, prediction.v(), "timestep", "vp"),
+    (samplers.euler(s_churn=5.0), SCALED, prediction.eps(), "timestep", "vp"),
+    (samplers.euler(s_churn=5.0, order="after"), KARRAS, prediction.edm(), "c_noise", "kappa"),
+    (samplers.heun(s_churn=40.0, s_tmin=0.05, s_tmax=50.0), KARRAS, prediction.edm(), "c_noise", "kappa"),
+    (samplers.kdpm2(), SCALED, prediction.eps(), "timestep", "vp"),
+    (samplers.dpmpp_2s_ancestral(), CURVED, prediction.v(), "timestep", "vp"),
+    (samplers.dpmpp_sde(), KARRAS, prediction.edm(), "c_noise", "kappa"),
+    (samplers.lcm(), DISTILLED, prediction.eps(), "timestep", "vp"),
+    (samplers.tcd(0.3), DISTILLED, prediction.v(), "timestep", "vp"),
+    (samplers.flow_ancestral(), SHIFTED, prediction.flow(), "flow1000", "flow"),
+    (samplers.scm(), schedules.trigflow(steps=2, middle=1.3), prediction.trigflow(), "angle", "vp"),
+    (
+        samplers.reverse_sde("sub_vp", corrections=1),
+        schedules.vp_sde(steps=STEPS),
+        prediction.score(),
+        "timestep",
+        "vp",
+    ),
 ]
 
 
@@ -83,7 +102,8 @@ def test_every_sampler_is_the_reference(case):
     print(f"{to_graph:.1e} to the graph, {to_plan:.1e} to the plan")
     assert to_graph <= 1e-5
     assert to_plan <= 1e-5
-    assert plan.plan.tables[0].rows == (2 * STEPS - 1 if isinstance(case[0], samplers.heun) else STEPS)
+    sampler, schedule, pred, time, space = case
+    assert plan.plan.tables[0].rows == len(sampler.table(schedule, pred, time, space).rows)
 
 
 RULES = [
