@@ -44,8 +44,12 @@ class Euler(Churn):
         at, to = walk.grid.point(i), walk.grid.point(i + 1)
         hot = walk.grid.at_kappa(at.kappa * (1.0 + self.gamma(walk, at)))
         hot_x = walk["x"] / at.alpha + added_noise(at, hot) * self.s_noise * walk.z
+        m = walk.m
+        if walk.corrected:  # the answer whose x0, at the point of the call, is the corrected one
+            p, q = walk.prediction.to_x0(at.alpha, at.sigma)
+            m = (walk.estimates(at)[0] - p * walk["x"]) / q
         p, q = walk.prediction.to_x0(1.0, at.kappa if walk.prediction.name == "v" else hot.kappa)
-        x0 = walk.estimates(at)[0] if walk.corrected else p * hot_x + q * walk.m
+        x0 = p * hot_x + q * m
         return walk.call(i, at, x=to.alpha * (hot_x + (to.kappa - hot.kappa) * (hot_x - x0) / hot.kappa))
 
 

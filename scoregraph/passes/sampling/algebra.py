@@ -306,7 +306,10 @@ def memories(fused: Sequence[n.FusedScore]) -> dict[tuple[n.FusedScore, str], st
 
 
 def off_weights(rule: Guidance, table: StepTable) -> list[tuple[float, ...] | None]:
-    """The plain weights of a sample-dependent rule in the rows where it is off, None where it is on."""
-    steps = table.steps
-    points = zip(steps, table.values("alpha"), table.values("sigma"), strict=True)
-    return [rule.weights(step, steps[-1] + 1, alpha, sigma) for step, alpha, sigma in points]
+    """The plain weights of a sample-dependent rule in the rows where it is off, None where it is on.
+
+    In a row without a network call there is nothing to weigh, and nothing to remember.
+    """
+    steps, nothing = table.steps, (0.0,) * rule.branches
+    points = zip(steps, table.values("alpha"), table.values("sigma"), table.values("calls"), strict=True)
+    return [rule.weights(step, steps[-1] + 1, alpha, sigma) if call else nothing for step, alpha, sigma, call in points]
