@@ -111,6 +111,7 @@ ACCEPTED = [
     _case("DPMSolverMultistepScheduler", **FLOW),
     _case("DPMSolverMultistepScheduler", **X0, use_exponential_sigmas=True),
     _case("DPMSolverMultistepScheduler", **TERMINAL),
+    _case("DPMSolverMultistepScheduler", "", 50, use_exponential_sigmas=True),  # has timesteps twice
     _case("DPMSolverSDEScheduler"),
     _case("DPMSolverSDEScheduler", **SD, use_karras_sigmas=True, **V),
     _case("DPMSolverSinglestepScheduler"),
