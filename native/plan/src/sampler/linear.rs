@@ -19,6 +19,8 @@ pub const BLOCK: usize = 1024;
 pub const TILE: usize = 8192;
 /// Terms that one walk over a block adds up; longer sums are continued by another walk.
 pub const GROUP: usize = 8;
+/// Registers come first in a sum, so all of them are read in its first walk: a sum may be written over one of its own.
+const _: () = assert!(MAX_REGISTERS <= GROUP);
 
 /// A register or an answer: one run of elements per sample.
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +91,8 @@ impl Sums {
 /// `to[i] = Σ coefficient * address(source)[i]`, summed in order, for `len` elements; 0 without terms.
 ///
 /// # Safety
-/// Every address has `len` readable elements and `to` that many writable ones. `to` may be one of the addresses if there
-/// are at most [`GROUP`] terms, and else overlaps none.
+/// Every address has `len` readable elements and `to` that many writable ones. `to` may be the address of one of the first
+/// [`GROUP`] terms, and else overlaps none.
 #[inline(always)]
 pub unsafe fn combine<S: Simd>(s: S, terms: &[Term], address: impl Fn(usize) -> *const f32, to: *mut f32, len: usize) {
     if terms.is_empty() {

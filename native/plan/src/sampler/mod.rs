@@ -17,7 +17,7 @@ use scoregraph_kernels::pointwise::block::{self, Strided};
 use scoregraph_simd::{Disjoint, Isa, Kernel, Parallel, Serial, Simd, Unfused};
 
 use crate::noise::{self, Stream};
-use linear::{BLOCK, GROUP, MAX_REGISTERS, MAX_RESULTS, MAX_SOURCES, Source, Sums, TILE, Term, combine};
+use linear::{BLOCK, MAX_REGISTERS, MAX_RESULTS, MAX_SOURCES, Source, Sums, TILE, Term, combine};
 
 /// Most extra operands of a step's program.
 pub const MAX_EXTRAS: usize = 8;
@@ -201,7 +201,7 @@ impl Step<'_> {
         let mut writes = [Write::Keep; MAX_REGISTERS];
         for (j, write) in writes.iter_mut().enumerate().take(count) {
             let identity = matches!(sums.terms(j), [Term { coefficient: 1.0, source }] if usize::from(*source) == j);
-            let direct = sums.terms(j).len() <= GROUP && (j + 1..count).all(|later| !reads(later, j));
+            let direct = (j + 1..count).all(|later| !reads(later, j));
             *write = match (identity, direct) {
                 (true, _) => Write::Keep,
                 (_, true) => Write::Direct,
@@ -384,8 +384,8 @@ impl Tile<'_> {
                 Write::Direct => register.at(sample, first),
                 Write::Later => rows.new.wrapping_add(j * BLOCK),
             };
-            // SAFETY: as for the estimates; a register is written at once only where no later sum reads it and its own
-            // sum is a single walk, and this tile alone writes these elements.
+            // SAFETY: as for the estimates; a register is written at once only where no later sum reads it, its own
+            // reads it among the first GROUP terms, and this tile alone writes these elements.
             unsafe { combine(s, recipe.sums.terms(j), |source| sources[source], to, len) };
         }
         for (j, register) in step.registers.iter().enumerate().filter(|(j, _)| recipe.writes[*j] == Write::Later) {
