@@ -14,8 +14,19 @@ if TYPE_CHECKING:
     from scoregraph.models.capture import TensorProgram
     from scoregraph.models.energies import EnergyNetwork, energy
     from scoregraph.models.network import Network
+    from scoregraph.models.perturb import without_layers
 
-__all__ = ["EnergyNetwork", "Network", "TensorProgram", "energy", "find", "from_module", "load", "names"]
+__all__ = [
+    "EnergyNetwork",
+    "Network",
+    "TensorProgram",
+    "energy",
+    "find",
+    "from_module",
+    "load",
+    "names",
+    "without_layers",
+]
 
 _LAZY = {
     "EnergyNetwork": "energies",
@@ -23,6 +34,7 @@ _LAZY = {
     "TensorProgram": "capture",
     "energy": "energies",
     "from_module": "adapter",
+    "without_layers": "perturb",
 }
 
 
