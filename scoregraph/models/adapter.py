@@ -69,6 +69,7 @@ def from_module(
     space: Space | None = None,
     convention: TimeConvention | None = None,
     half: Half | None = None,
+    variance: bool = False,
 ) -> Network:
     """A ``Network`` around a torch module, which is used as it is and not copied.
 
@@ -80,7 +81,8 @@ def from_module(
     ``prediction`` says what the network answers: ``sg.predictions.eps()`` or just ``"eps"``. ``space`` is the scaling
     of the state (by default that of the prediction: flow, kappa for EDM and consistency, else vp) and ``convention``
     what the network calls time (flow for ``flow``, c_noise for EDM, sigma for an argument of that name, else timestep).
-    A network that also answers a variance has twice the channels; ``half`` picks the prediction's.
+    A network that also answers a variance has twice the channels: ``half`` picks the prediction's; ``variance`` keeps
+    both, the prediction first, for samplers that read it (``ddpm("learned_range")``).
 
     Raises ``WrongExample``, ``UnclearRole``, ``WrongAnswer``, ``CaptureFailed`` and ``UnknownName``.
     """
@@ -114,7 +116,7 @@ def from_module(
     arguments = (x, time, *bounds)
     inputs = [state, tensors[time], *(tensors[key] for key in bounds)]
     score = Adapter(module, arguments, constants, _time_dtype(module, arguments, constants, inputs, name), half)
-    _check_answer(score, inputs, name)
+    _check_answer(score, inputs, name, times=1 + variance)
     return network(
         name,
         score,
@@ -122,6 +124,7 @@ def from_module(
         prediction=prediction,
         time=convention or _convention(prediction, time),
         conds=[_condition(key, tensors[key], bounds[key]) for key in bounds],
+        variance=variance,
     )
 
 
@@ -207,19 +210,20 @@ def _time_dtype(
     return None if same else dtype
 
 
-def _check_answer(score: Adapter, inputs: Sequence[Tensor], name: str) -> None:
-    """The answer must have the shape of the state. Raises ``WrongAnswer``."""
+def _check_answer(score: Adapter, inputs: Sequence[Tensor], name: str, times: int) -> None:
+    """The answer must have the shape of the state, with ``times`` its channels. Raises ``WrongAnswer``."""
     try:
         with torch.no_grad():
             answer = score(inputs[0], inputs[1].float(), *inputs[2:])
     except Exception as error:
         raise CaptureFailed(name=name, problem=trace_errors.summary(error), where=trace_errors.place(error)) from None
-    expected, got = list(inputs[0].shape[1:]), list(answer.shape[1:])
+    state, got = list(inputs[0].shape[1:]), list(answer.shape[1:])
+    expected = [times * state[0], *state[1:]]
     if got == expected:
         return
-    double = got[:1] == [2 * expected[0]] and got[1:] == expected[1:] and score.keep is None
+    double = got == [2 * state[0], *state[1:]] and score.keep is None
     cure = (
-        'give half="first" if the other half is a learned variance'
+        'give half="first" if the other half is a learned variance, or variance=True to use it'
         if double
         else "wrap the module so that it answers in the shape of its state"
     )

@@ -120,8 +120,12 @@ def network(
     conds: Sequence[CondInput] = (),
     encoder: nn.Module | None = None,
     heads: Mapping[str, nn.Module] | None = None,
+    variance: bool = False,
 ) -> Network:
-    """A ``Network`` with its reference: the fingerprint from the weights, head shapes by running the heads."""
+    """A ``Network`` with its reference: the fingerprint from the weights, head shapes by running the heads.
+
+    With ``variance`` the score answers twice the channels of its latent: the prediction, then v of its variance.
+    """
     heads = dict(heads or {})
     modules = [module.eval() for module in (score, encoder, *heads.values()) if module is not None]
     refs: list[HeadRef] = []
@@ -136,6 +140,7 @@ def network(
         time=time,
         conds=tuple(conds),
         heads=tuple(refs),
+        variance=variance,
     )
     return Network(ref, score, encoder, MappingProxyType(heads))
 
