@@ -5,7 +5,7 @@
 Two networks each know one thing about a point in space, and both leave the rest to a common prior. Their product over
 that prior is Liu et al.'s composition. A third thing is known only as an energy, -log p(y | x) of a measurement y given
 the noisy point, whose gradient is compiled like the networks. Each looks along a direction of its own; only then do
-scores add up at every noise level (Du et al. 2023). What is left is the error of the steps and of finitely many samples.
+scores add up at every noise level (Du et al. 2023). What is left is the error of the steps and of counting.
 """
 
 import math

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import scoregraph as sg
 from scoregraph import errors, models
 from scoregraph.backends.reference import Reference
+from scoregraph.models.adm import ADMConfig, ADMUNet
 from scoregraph.models.capture import TensorProgram
 from scoregraph.passes.base import run_passes
 from scoregraph.passes.lower.program import lower_program
@@ -142,6 +143,32 @@ def test_a_divergence_of_images_keeps_their_shape():
     m, trace = compiled(network.capture_part("score.divergence"), x, t)
     close(m, module(x, t).detach())
     close(trace, jacobian.reshape(2, 12, 12).diagonal(dim1=1, dim2=2).sum(1).detach())
+
+
+@pytest.mark.slow
+def test_gradients_go_through_a_whole_unet():
+    """ADM: scale-shift group norms, resampling, attention."""
+    config = ADMConfig(2, 2, 8, (1, 2), blocks=1, attention=(1,), head_width=8, label_width=4, groups=4)
+    torch.manual_seed(0)
+    unet = ADMUNet(config)
+    for parameter in unet.parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.2
+    example = (torch.randn(2, 2, 8, 8), torch.rand(2), torch.randn(2, 4))
+    network = models.from_module(unet, example, prediction="v", name="adm")
+    pull = models.energy(Misfit(), (torch.randn(2, 2, 8, 8),) * 2, values=["y"])
+    x, t, label = network.score_example(2)
+    program = network.capture_part("score.energy.grad:Misfit", {"Misfit": pull})
+    # Against autograd before its frequencies were rounded to float32, and what lowering makes of it against itself.
+    assert max(program.report.proved.values()) < 1e-12
+    inputs = (x, t, label, torch.zeros(2), torch.randn(2, 2, 8, 8), torch.rand(2), -torch.rand(2))
+    close(compiled(program, *inputs)[0], copy.deepcopy(program.module).double()(*(v.double() for v in inputs)))
+
+
+class Misfit(nn.Module):
+    """|x - y|^2 / 2."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).square().flatten(1).sum(1) / 2
 
 
 def test_a_learned_variance_is_not_part_of_the_answer():
