@@ -22,7 +22,8 @@ from scoregraph.graph.values import CondInput, Latent, NetRef, Scalar
 from scoregraph.graph.verify import verify
 from scoregraph.passes.base import Fuel
 from scoregraph.passes.sampling.batch_branches import BatchBranches
-from scoregraph.passes.sampling.fold_guidance import FoldGuidance
+from scoregraph.passes.sampling.drop_dead_branches import DropDeadBranches
+from scoregraph.passes.sampling.fold_step import FoldStep
 from scoregraph.passes.sampling.fold_tables import FoldTables
 from scoregraph.passes.sampling.pipeline import SAMPLING_PASSES
 
@@ -124,7 +125,7 @@ def test_every_stage_samples_what_the_untouched_graph_samples(case):
     graph = SAMPLINGS[case]()
     expected = sample(graph)
     assert np.isfinite(expected).all()
-    for each, stage in zip(SAMPLING_PASSES, ("tabled", "tabled", "folded"), strict=True):
+    for each, stage in zip(SAMPLING_PASSES, ("tabled", "folded", "batched", "batched", "batched"), strict=True):
         result = each.run(graph)
         graph = result.module
         verify(graph, stage)
@@ -161,18 +162,106 @@ def test_a_step_gets_a_table():
     assert "step(dpmpp_2m(correction='midpoint'), %5, [%9], %6, site=1, table=@0)" in str(result.module)
 
 
-def test_networks_that_read_time_differently_have_no_table():
+def test_networks_that_read_time_differently_have_columns_of_their_own():
     net = ref("sigma", time="sigma")
 
     def branches(g, step):
         return tuple(g.score(each, step, g.condition(each, 0.5)) for each in (A, net))
 
-    graph = fusion(guidance.cfg(3.0), branches)
-    result = FoldTables().run(graph)
-    assert result.module is graph
-    (miss,) = result.misses
-    assert miss.reason == "its networks read time as sigma and timestep, a row has one time"
-    assert "ddim(eta=0.0)" in miss.node
+    result = FoldTables().run(fusion(guidance.cfg(3.0), branches))
+    table = the(n.SamplerStep, result.module).table
+    kappa = schedules.linear(steps=len(table.rows)).grid().kappa
+    np.testing.assert_allclose(table.values("t.sigma"), kappa[:-1])
+    assert table.values("t")[0] > 100
+
+
+def test_networks_with_other_answers_need_a_conversion_and_get_their_own_scale():
+    net = ref("edm", prediction.edm())
+
+    def branches(g, step):
+        one = g.score(A, step, g.condition(A, 0.5))
+        return one, g.convert(g.score(net, step, g.condition(net, 0.5)), step, prediction.eps())
+
+    table = the(n.SamplerStep, FoldTables().run(fusion(guidance.cfg(3.0), branches)).module).table
+    at = zip(table.values("alpha"), table.values("sigma"), strict=True)
+    np.testing.assert_allclose(table.values("c_in.edm"), [prediction.edm().c_in(a, s) for a, s in at])
+    assert set(table.values("c_in")) == {1.0}
+
+
+# --- fold-step -----------------------------------------------------------------------------------
+
+
+def test_guidance_becomes_columns_of_the_table():
+    before = passes_until(FoldStep, guided(rule=guidance.cfg(3.0)))
+    result = FoldStep().run(before)
+    step, old = the(n.SamplerStep, result.module), the(n.SamplerStep, before)
+    assert not any(isinstance(node, n.FusedScore) for node in result.module.nodes)
+    assert step.table.branches == 2
+    assert step.formula is None
+    assert result.counters == {"answers": 2}
+    for row in range(5):
+        (b,), (plain,) = (table.matrices(row)[1] for table in (step.table, old.table))
+        np.testing.assert_allclose(b, plain[0] * np.array([3.0, -2.0]), rtol=1e-15)
+
+
+def test_nested_fusions_and_conversions_are_one_sum():
+    net = ref("velocity", prediction.v())
+
+    def branches(g, step):
+        inner = [g.score(A, step, g.condition(A, level)) for level in (0.5, None)]
+        other = g.convert(g.score(net, step, g.condition(net, 0.5)), step, prediction.eps())
+        return g.fuse(guidance.cfg(2.0), *inner), other
+
+    graph = fusion(guidance.weighted(2, (0.75, 0.25)), branches)
+    folded = FoldStep().run(passes_until(FoldStep, graph)).module
+    assert the(n.SamplerStep, folded).table.branches == 3
+    np.testing.assert_allclose(sample(folded), sample(graph), rtol=1e-10)
+
+
+def test_a_scale_given_at_run_time_becomes_a_program_per_sample():
+    g = GraphBuilder("test")
+    with g.loop(schedules.linear(steps=3), g.noise(A)) as step:
+        scores = g.score(A, step, g.condition(A, 0.5)), g.score(A, step, g.condition(A, None))
+        pred = g.fuse(guidance.cfg(3.0), *scores, scale=g.input("scale", Scalar("per-sample")))
+        step.advance(samplers.ddim(), pred)
+    g.output(x=step.result)
+    step = the(n.SamplerStep, FoldStep().run(passes_until(FoldStep, g.build())).module)
+    assert [extra.name for extra in step.extras] == ["scale"]
+    assert step.formula.coefficients
+    assert not step.formula.statistics
+
+
+def test_a_gradient_is_an_answer_with_a_gain_of_its_own():
+    g = GraphBuilder("test")
+    with g.loop(schedules.linear(steps=3), g.noise(A)) as step:
+        pull = g.energy(energies.energy(2.0), step)
+        step.advance(samplers.ddim(), g.fuse(guidance.single(), g.score(A, step, g.condition(A, 0.5)), grads=(pull,)))
+    g.output(x=step.result)
+    table = the(n.SamplerStep, FoldStep().run(passes_until(FoldStep, g.build())).module).table
+    for row, sigma in enumerate(table.values("sigma")):
+        answer, gradient = table.matrices(row)[1][0]
+        assert gradient == pytest.approx(2.0 * sigma * answer, rel=1e-12)  # eps' = eps + sigma * scale * gradient
+
+
+def test_what_is_not_affine_says_why():
+    def branches(g, step):
+        clamped = g.correct(sg.corrections.clamp(), g.score(A, step, g.condition(A, 0.5)), step)
+        return clamped, g.score(A, step, g.condition(A, None))
+
+    (miss,) = FoldStep().run(passes_until(FoldStep, fusion(guidance.cfg(3.0), branches))).misses
+    assert miss.reason == "a correction is not linear: it may only stand around the whole prediction"
+
+    def other_state(g, step):
+        cond = g.condition(A, None)
+        return g.score(A, step, cond), g.score(A, step, cond, x=g.input("start", A.latent))
+
+    (miss,) = FoldStep().run(passes_until(FoldStep, fusion(guidance.cfg(3.0), other_state))).misses
+    assert miss.reason == "a network is evaluated on something else than the state of the step"
+
+
+def test_folding_twice_changes_nothing():
+    once = FoldStep().run(passes_until(FoldStep, guided())).module
+    assert FoldStep().run(once).module is once
 
 
 # --- batch-branches ------------------------------------------------------------------------------
@@ -184,26 +273,20 @@ def test_branches_of_one_network_become_one_call():
     assert len(score.conds) == 2
     assert result.counters == {"network_calls_saved": 1}
     assert "score(a, %5, %6, [%2, %3])" in str(result.module)
-    assert "fuse(cfg(scale=3.0, convention='imagen', low=None, high=None), [%7])" in str(result.module)
+    assert BatchBranches().run(result.module).module is result.module
 
 
 def test_scores_of_other_networks_stay_apart_and_say_why():
     result = BatchBranches().run(passes_until(BatchBranches, two_networks()))
     assert [str(miss) for miss in result.misses] == ["score of b: its network differs from a"]
     assert [len(s.conds) for s in result.module.nodes if isinstance(s, n.Score)] == [2, 1]
-    apart = BatchBranches().run(passes_until(BatchBranches, alternating()))
-    assert apart.rewrites == 0
-    assert len(apart.misses) == 2
 
 
-def test_scores_of_other_states_stay_apart():
-    def branches(g, step):
-        cond = g.condition(A, None)
-        return g.score(A, step, cond), g.score(A, step, cond, x=g.input("start", A.latent))
-
-    graph = passes_until(BatchBranches, fusion(guidance.cfg(3.0), branches))
-    (miss,) = BatchBranches().run(graph).misses
-    assert miss.reason == "its state differs"
+def test_scores_that_do_not_stand_side_by_side_are_merged_too():
+    before = passes_until(BatchBranches, alternating())
+    after = BatchBranches().run(before)
+    assert sorted(len(s.conds) for s in after.module.nodes if isinstance(s, n.Score)) != [1, 1, 1]
+    np.testing.assert_allclose(sample(after.module), sample(before), rtol=1e-12)
 
 
 def test_branches_keep_their_order():
@@ -226,43 +309,24 @@ def test_fuel_limits_the_merges():
     np.testing.assert_allclose(sample(once.module), sample(graph), rtol=1e-12)
 
 
-# --- fold-guidance -------------------------------------------------------------------------------
+# --- drop-dead-branches --------------------------------------------------------------------------
 
 
-def test_guidance_becomes_columns_of_the_table():
-    before = passes_until(FoldGuidance, guided(rule=guidance.cfg(3.0)))
-    result = FoldGuidance().run(before)
-    step, old = the(n.SamplerStep, result.module), the(n.SamplerStep, before)
-    assert not any(isinstance(node, n.FusedScore) for node in result.module.nodes)
-    assert step.table.branches == 2
-    for row in range(5):
-        (b,), (plain,) = (table.matrices(row)[1] for table in (step.table, old.table))
-        np.testing.assert_allclose(b, plain[0] * np.array([3.0, -2.0]), rtol=1e-15)
+def test_rows_that_read_less_are_a_variant():
+    graph = passes_until(DropDeadBranches, guided(rule=guidance.cfg(3.0, start=0.2, stop=0.6)))
+    result = DropDeadBranches().run(graph)
+    table = the(n.SamplerStep, result.module).table
+    assert table.values("variant") == (0.0, 1.0, 1.0, 0.0, 0.0)
+    assert table.values("live") == (1.0, 3.0, 3.0, 1.0, 1.0)
+    assert result.counters == {"answers_read": 7, "answers_saved": 3}
+    assert DropDeadBranches().run(result.module).module is result.module
+    assert DropDeadBranches().run(graph, Fuel(0)).module is graph
 
 
-def test_a_scale_given_at_run_time_stays_a_node():
-    g = GraphBuilder("test")
-    with g.loop(schedules.linear(steps=3), g.noise(A)) as step:
-        scores = g.score(A, step, g.condition(A, 0.5)), g.score(A, step, g.condition(A, None))
-        pred = g.fuse(guidance.cfg(3.0), *scores, scale=g.input("scale", Scalar("per-sample")))
-        step.advance(samplers.ddim(), pred)
-    g.output(x=step.result)
-    before = passes_until(FoldGuidance, g.build())
-    result = FoldGuidance().run(before)
-    assert result.module is before
-    (miss,) = result.misses
-    assert miss.reason == "its scale is an input"
-
-
-def test_gradients_are_not_branches():
-    g = GraphBuilder("test")
-    with g.loop(schedules.linear(steps=3), g.noise(A)) as step:
-        pull = g.energy(energies.measurement(1.0), step)
-        step.advance(samplers.ddim(), g.fuse(guidance.single(), g.score(A, step, g.condition(A, 0.5)), grads=(pull,)))
-    g.output(x=step.result)
-    before = passes_until(FoldGuidance, g.build())
-    (miss,) = FoldGuidance().run(before).misses
-    assert miss.reason == "it adds gradients, which are not branches"
+def test_nothing_is_dropped_near_the_neutral_value():
+    for scale, read in ((1.0, 5), (1.0 + 1e-9, 10)):
+        graph = passes_until(DropDeadBranches, guided(rule=guidance.cfg(scale)))
+        assert DropDeadBranches().run(graph).counters["answers_read"] == read
 
 
 # --- whole plans on captured networks -------------------------------------------------------------
