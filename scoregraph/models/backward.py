@@ -232,6 +232,13 @@ def var(
     return centred.square().sum(chosen, keepdim=keepdim) / (count - (1 if correction is None else correction))
 
 
+def std(
+    x: Tensor, axes: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    """``std.correction``."""
+    return var(x, axes, correction=correction, keepdim=keepdim).sqrt()
+
+
 def log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
     """``log_sigmoid_forward``: min(x, 0) - log(1 + exp(-|x|))."""
     return x.clamp_max(0) - x.abs().neg().exp().log1p(), x.new_zeros(())
@@ -240,6 +247,17 @@ def log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
 def log_sigmoid_backward(grad: Tensor, x: Tensor, buffer: Tensor) -> Tensor:
     """The derivative of log sigmoid(x) is sigmoid(-x)."""
     return grad * x.neg().sigmoid()
+
+
+def roll(x: Tensor, shifts: Sequence[int], axes: Sequence[int] = ()) -> Tensor:
+    """``roll``: both ends of each axis exchanged."""
+    if not axes:
+        raise ValueError("a roll of the flattened tensor, which mixes samples")
+    for shift, axis in zip(shifts, axes, strict=True):
+        size = int(x.shape[axis])
+        cut = -shift % size
+        x = torch.cat([x.narrow(axis, cut, size - cut), x.narrow(axis, 0, cut)], axis) if cut else x
+    return x
 
 
 def masked_fill(x: Tensor, mask: Tensor, value: float) -> Tensor:
@@ -281,8 +299,10 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.nll_loss_forward.default: nll_loss,
     aten.nll_loss_backward.default: nll_loss_backward,
     aten.var.correction: var,
+    aten.std.correction: std,
     aten.log_sigmoid_forward.default: log_sigmoid,
     aten.log_sigmoid_backward.default: log_sigmoid_backward,
+    aten.roll.default: roll,
     aten.masked_fill.Scalar: masked_fill,
     aten.masked_fill.Tensor: masked_fill,
     aten._safe_softmax.default: softmax,

@@ -23,6 +23,7 @@ ACTIVATIONS = (
     functional.leaky_relu,
     functional.hardtanh,
     functional.mish,
+    functional.elu,
     functools.partial(functional.gelu, approximate="tanh"),
 )
 
@@ -88,10 +89,10 @@ class Shapes(nn.Module):
         wide = functional.interpolate(functional.avg_pool2d(x, 2), scale_factor=2, mode="nearest")
         h = functional.pad(torch.cat([x, wide], 1), (1, 2, 0, 1), value=0.25)
         h = self.convolution(h)
-        odd = x[:, 0, ::2, 1::3].clamp(-0.5, 0.8)
+        odd = x.roll((1, -2), (2, 3))[:, 0, ::2, 1::3].clamp(-0.5, 0.8)
         kept = torch.where(self.mask, x[:, 1], x[:, 1].abs())
         hinge = torch.where(x[:, 2] > 0.1, x[:, 2] ** 2, 0.3 * x[:, 2])
-        return h.sin().flatten(1).mean(1) + odd.sum((1, 2)) + (kept * hinge).sum((1, 2))
+        return h.sin().flatten(1).mean(1) + odd.sum((1, 2)) + (kept * hinge).sum((1, 2)) + x.std((1, 2, 3))
 
 
 class InPlace(nn.Module):
@@ -105,7 +106,12 @@ class InPlace(nn.Module):
         h = x * 2
         h += 1
         h = functional.relu(self.enter(h), inplace=True)
-        return (h - h.mean(1, keepdim=True)).norm(dim=1) + h.var(1) + torch.logsumexp(x, 1)
+        return (
+            (h - h.mean(1, keepdim=True)).norm(dim=1)
+            + h.var(1)
+            + torch.logsumexp(x, 1)
+            - functional.cosine_similarity(h, x)
+        )
 
 
 MODULES = {

@@ -55,6 +55,10 @@ _SIGN = (("const", 0.0), ("less", 1, 0), ("less", 0, 1), ("sub", 2, 3))
 _COMPOSED: dict[Callable[..., Any], tuple[tuple[Any, ...], ...]] = {
     # sinh x = (e^x - e^-x) / 2: absolute rounding near 0 is that of 1, which is what float32 sums keep anyway.
     aten.sinh.default: (("const", 0.5), ("exp", 0), ("neg", 0), ("exp", 3), ("sub", 2, 4), ("mul", 5, 1)),
+    # e^x - 1 = tanh(x/2) (e^x + 1), which keeps its digits near 0.
+    aten.expm1.default: (
+        ("const", 0.5), ("mul", 0, 1), ("tanh", 2), ("exp", 0), ("const", 1.0), ("add", 4, 5), ("mul", 3, 6),
+    ),
     aten.sign.default: _SIGN,
     aten.sgn.default: _SIGN,
     # x log(w) / (w - 1) with w = 1 + x rounded, and x where w is 1 (Higham, Accuracy and Stability, section 1.14.1).
@@ -70,7 +74,14 @@ _SUMS: dict[Callable[..., Any], str] = {
     aten.rsub.Tensor: "rsub",
     aten.rsub.Scalar: "rsub",
 }
-_CLAMPS = (aten.clamp.default, aten.clamp.Tensor, aten.clamp_min.default, aten.clamp_max.default)
+_CLAMPS = (
+    aten.clamp.default,
+    aten.clamp.Tensor,
+    aten.clamp_min.default,
+    aten.clamp_min.Tensor,
+    aten.clamp_max.default,
+    aten.clamp_max.Tensor,
+)
 _POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
 
 

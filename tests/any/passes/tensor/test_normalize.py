@@ -264,7 +264,11 @@ def test_a_truth_that_something_else_reads_stays_boolean() -> None:
     assert "its truth is read by more than expressions" in " ".join(map(str, result.misses))
 
 
-@pytest.mark.parametrize("value", [-0.5, 1e-9, 0.0, 1e-20, 0.3, 5.0, 1e6])
-def test_log1p_keeps_its_digits(value: float) -> None:
-    program = NormalizeExpressions().run(capture(Lambda(lambda p, x: x.log1p()), torch.full((3, 2), value))).module
-    assert program(torch.full((2, 2), value))[0, 0].item() == pytest.approx(math.log1p(value), rel=5e-7)
+@pytest.mark.parametrize("name", ["log1p", "expm1"])
+def test_functions_near_one_keep_their_digits(name: str) -> None:
+    program = NormalizeExpressions().run(capture(Lambda(lambda p, x: getattr(x, name)()), torch.rand(3, 2))).module
+    for value in (-0.5, 1e-9, 0.0, 1e-20, -3e-5, 0.3, 5.0, 80.0):
+        expected = getattr(math, name)(value)
+        assert program(torch.full((2, 2), value))[0, 0].item() == pytest.approx(
+            expected, rel=5e-6 if value > 9 else 5e-7
+        )
