@@ -77,8 +77,7 @@ def test_any_machine_goes_the_same_way(seed: int, steps: int, registers: int, an
 
     def sparse(*shape: int) -> np.ndarray:
         """Zeros, ones and fractions: what makes copies, dead values and sums."""
-        values = rng.choice([0.0, 0.0, 0.0, 1.0, 0.5, -0.25], size=shape)
-        return values
+        return rng.choice([0.0, 0.0, 0.0, 1.0, 0.5, -0.25], size=shape)
 
     rows = []
     for _ in range(steps):
