@@ -1,13 +1,15 @@
 """Your own sampler: the classical Runge-Kutta method of order 4, compiled to native code like any other.
 
-    python examples/own_sampler.py
+    python examples/own_sampler.py [FOLDER]
 
 A sampler says what its registers become, in the formulas of its paper; the compiler makes one table of numbers of it,
 into which guidance and parameterization are folded. Errors fall with the fourth power of the number of steps.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -64,9 +66,26 @@ def sample(net: sg.models.Network, steps: int) -> np.ndarray:
     return sg.compile(g).run(batch=4, seed=1)["x"]
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
+    """Measure the error for several numbers of steps, and draw it."""
+    from matplotlib.figure import Figure
+
     example = {"x": torch.randn(4, 8), "sigma": torch.tensor([5.0, 2.0, 1.0, 0.5])}
     net = sg.models.from_module(TwoPoints(), example, prediction="x0", space="kappa", name="two-points")
-    exact = sample(net, 128)
-    for steps in (2, 4, 8, 16):
-        print(f"{steps:3d} steps: error {np.abs(sample(net, steps) - exact).max():.1e}")
+    exact, numbers = sample(net, 128), (2, 4, 8, 16)
+    errors = [float(np.abs(sample(net, steps) - exact).max()) for steps in numbers]
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    axis.loglog(numbers, errors, "o-", label="rk4")
+    axis.loglog(numbers, [errors[-1] * (numbers[-1] / n) ** 4 for n in numbers], "k:", label="fourth power")
+    axis.set(xlabel="steps", ylabel="largest error", title="four network calls a step")
+    axis.legend()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "own_sampler.png", dpi=110)
+    for steps, error in zip(numbers, errors, strict=True):
+        print(f"{steps:3d} steps: error {error:.1e}")
+    print("wrote", folder / "own_sampler.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "out"))

@@ -440,7 +440,8 @@ def _report(as_json: bool, files: list[str], **facts: Any) -> None:
         return
     for path in files:
         out.print(f"wrote [bold]{escape(path)}[/]", highlight=False, soft_wrap=True)
-    out.print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()), highlight=False)
+    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
+    out.print(told, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

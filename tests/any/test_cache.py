@@ -24,7 +24,9 @@ def captures(monkeypatch):
     """How often anything was compiled in earnest."""
     counted = []
     lower = compiler._Source.lower
-    monkeypatch.setattr(compiler._Source, "lower", lambda self, *rest: counted.append(1) or lower(self, *rest))
+    monkeypatch.setattr(
+        compiler._Source, "lower", lambda self, *rest, **options: counted.append(1) or lower(self, *rest, **options)
+    )
     return counted
 
 
@@ -54,11 +56,20 @@ def test_lines_of_the_users_file_are_no_part_of_the_key(root, captures):
     assert len(captures) == 1
 
 
-def test_another_sampler_is_another_plan(root, captures):
+def test_a_sampler_of_other_registers_is_another_plan(root, captures):
     compiled()
-    compiled(sampler=samplers.heun())
+    compiled(sampler=samplers.ddim())
     assert len(captures) == 2
     assert len(cache.entries()) == 2
+
+
+def test_samplers_of_as_many_registers_share_a_plan(root, captures):
+    """Which formulas fill the rows is no part of a plan: Heun's two calls a step are a longer table."""
+    compiled()
+    shared = compiled(sampler=samplers.heun()).run(tilt=0.5, seed=3)["sample"]
+    assert len(captures) == 1
+    own = sg.compile(toys.guided(sampler=samplers.heun()), device="reference", use_cache=False)
+    np.testing.assert_array_equal(shared, own.run(tilt=0.5, seed=3)["sample"])
 
 
 def test_a_miss_says_what_differs(root):

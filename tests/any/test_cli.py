@@ -138,8 +138,8 @@ def test_show_prints_every_stage(ok):
     names = [line.removeprefix("after ").split(" (")[0] for line in listing.splitlines() if line.startswith("after ")]
     assert names[:3] == ["graph", "fold-tables", "fold-step"]
     assert names[-1] == "plan-memory"
-    assert "fuse(cfg" in ok("show", "toy", "--stage", "batch-branches", *ON)
-    assert "fuse(cfg" not in ok("show", "toy", "--stage", "fold-guidance", *ON)
+    assert "fuse(cfg" in ok("show", "toy", "--stage", "fold-tables", *ON)
+    assert "fuse(cfg" not in ok("show", "toy", "--stage", "fold-step", *ON)
     assert "sampler_step(" in ok("show", "toy", "--stage", "plan-memory", *ON)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from toys import captured_once
 
 import scoregraph as sg
 from scoregraph.backends.cpu import Cpu, CpuProgram
@@ -22,19 +23,6 @@ from scoregraph.models import from_module, toy
 from scoregraph.models.network import Network
 
 ISAS = ("scalar", "avx2", "avx512")
-
-
-def captured_once(network: Network) -> Network:
-    """The same network, whose tensor programs are made on first use and kept."""
-    capture, kept = network.capture_part, {}
-
-    def capture_part(part, energies=None):
-        if part not in kept:
-            kept[part] = capture(part, energies)
-        return kept[part]
-
-    object.__setattr__(network, "capture_part", capture_part)
-    return network
 
 
 @functools.cache
