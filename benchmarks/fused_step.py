@@ -11,7 +11,9 @@ one sleep; what is compared are medians over all steps of all rounds.
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +37,7 @@ PAUSE = 0.3
 """Seconds before a turn; the longest that a default OpenMP thread spins is 0.2."""
 
 console = Console()
+HERE = Path(__file__).parent
 
 
 class Tilted(nn.Module):
@@ -139,11 +142,17 @@ def main(
             "processor": processor(),
             "isa": _native.isa(),
             "threads": threads,
-            "microseconds": medians,
-            "ratio": medians["theirs"] / medians["ours"],
-            "versions": {"torch": torch.__version__},
+            "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip(),
+            "microseconds": {
+                name: dict(
+                    zip(("p10", "p50", "p90"), np.percentile(values, [10, 50, 90]).round(1).tolist(), strict=True)
+                )
+                for name, values in times.items()
+            },
+            "ratio": round(medians["theirs"] / medians["ours"], 2),
+            "versions": {package: metadata.version(package) for package in ("torch", "diffusers", "numpy")},
         }
-        path = Path(__file__).parent / "results" / f"fused-step-{_native.isa()}-{threads}t.json"
+        path = HERE / "results" / f"fused-step-{_native.isa()}-{threads}t.json"
         path.write_text(json.dumps(report, indent=1) + "\n")
         console.print(f"wrote {path.relative_to(Path(__file__).parent)}")
 
