@@ -13,7 +13,7 @@ from scoregraph.passes.lower.mover import Mover, Outside, Variant, interleave, l
 from scoregraph.passes.sampling.algebra import joint_score
 from scoregraph.passes.sampling.batch_branches import answers_of
 from scoregraph.passes.sampling.fold_tables import scale_column, time_column
-from scoregraph.passes.sampling.machine import clean_gradients
+from scoregraph.passes.sampling.layout import clean_gradients
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Drafter, Value
 

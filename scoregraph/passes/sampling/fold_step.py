@@ -20,6 +20,7 @@ from scoregraph.graph.table import StepTable
 from scoregraph.passes.base import Fuel, Miss, PassResult
 from scoregraph.passes.sampling.algebra import NotAffineError
 from scoregraph.passes.sampling.machine import Machine
+from scoregraph.passes.sampling.observations import Observations
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,21 @@ class FoldStep:
                     continue
                 if not isinstance(step.rule, Sampler) or _is_folded(step.table):
                     continue
+                seen = Observations.of(step, result, node.emits)
+                machine = Machine(step, inpaint, seen)
                 try:
-                    machine = Machine.of(step, inpaint, result, node.emits)
+                    folded = machine.fold()
                 except NotAffineError as reason:
                     misses.append(Miss(str(reason), str(step.rule)))
                     continue
-                results[i] = machine.step()
+                results[i] = folded
                 counters["answers"] += machine.sources.answers
-                counters["programs"] += machine.formula is not None
+                counters["programs"] += folded.formula is not None
+                shown = seen.seen(machine.sources)
                 for at, emit in enumerate(node.emits):
                     assert isinstance(emit, n.Emit)
-                    if (seen := machine.observations.get(emit.name)) is not None:
-                        emits[at] = n.Emit(emit.name, n.Observe(results[i], *seen))
+                    if emit.name in shown:
+                        emits[at] = n.Emit(emit.name, n.Observe(folded, *shown[emit.name]))
                         counters["emits"] += 1
             if results == list(node.results):
                 return None
