@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import platform
+import subprocess
 import sys
 import time
 import warnings
@@ -34,6 +35,7 @@ from against_diffusers import compare  # noqa: E402
 from catalogue import COUNTS, LIMITED, PAIRS, Cell, cells, points_of, precise  # noqa: E402
 from library_limits import LIMITS, Outcome  # noqa: E402
 
+from scoregraph.diagnosis import processor  # noqa: E402
 from scoregraph.graph.schedules import Schedule  # noqa: E402
 
 OPEN, CLOSED = 1e-6, 1e-5
@@ -223,7 +225,10 @@ def main() -> int:
     for outcome in outcomes:
         console.print(f"{outcome.case}: theirs {outcome.theirs}; ours {outcome.ours}")
     options.out.write_text(markdown(rows, [(n, w, r) for n, w, r in limited], outcomes, seconds), encoding="utf-8")
+    root = Path(__file__).parents[1]
     report = {
+        "processor": processor(),
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True).strip(),
         "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__, "numpy": np.__version__},
         "required": {"open": OPEN, "closed": CLOSED},
         "seconds": round(seconds, 1),

@@ -339,10 +339,10 @@ class StepNotTaken(ScoregraphError):
 
 
 class DeterministicStep(ScoregraphError):
-    """Only a step that draws noise has a log-probability. The step of an ordinary differential equation goes to one
-    point with certainty."""
+    """Only a step that draws noise has a log-probability, and a mean that a gradient (``form="mean"``) could move. The
+    step of an ordinary differential equation goes to one point with certainty."""
 
     code = "SG133"
     title = "step without noise"
-    message = "{sampler} draws no noise, so its steps have no log-probability"
+    message = "{sampler} draws no noise: its steps have no log-probability, and no mean that a gradient could move"
     cure = "take a stochastic sampler, such as sg.samplers.ddim(eta=1.0)"

@@ -221,7 +221,7 @@ class GraphBuilder:
         """log p(x' | x) of a stochastic step, per sample: what ``step.advance`` returned, inside its loop."""
         moved = moved_by(self.use(step))
         if moved is not None:
-            self._check_draws(moved)
+            self.check_draws(moved)
         return self.node(n.LogProb, moved or self.use(step))
 
     def norm(self, a: Operand, b: Operand | None = None) -> n.Norm:
@@ -365,7 +365,7 @@ class GraphBuilder:
         typed = [self._given(ref, cond, value) for cond, value in zip(conds, values, strict=False) if ref is not None]
         return (*typed, *(self.use(value) for value in values[len(typed) :]))
 
-    def _check_draws(self, step: n.SamplerStep) -> None:
+    def check_draws(self, step: n.SamplerStep) -> None:
         """The sampler of a step adds noise on its schedule."""
         schedule = next((body.schedule for body in self.open if body.name in step.free), None)
         rule, answer = step.rule, step.preds[0].type

@@ -12,29 +12,40 @@ density had been multiplied by exp(-scale * E). Samples are independent: E answe
 | `x0` | True    | dE(x0(x))/dx, through the network (Chung et al. 2023, DPS)                                  |
 
 x is the state in the latent's own space, and sigma its noise level there.
+
+With ``form="mean"`` the gradient moves the mean of a stochastic step instead,
+
+    x' = … - c^2 * scale * g,
+
+where c is the standard deviation of the noise that the step adds (Dhariwal and Nichol 2021, algorithm 1; the form above
+is their algorithm 2). For small steps of the reverse diffusion both are the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from scoregraph.graph import options
 from scoregraph.graph.spec import Spec
 
 WRT = ("x", "x0")
+FORMS = ("eps", "mean")
 
 
 @dataclass(frozen=True)
 class Energy(Spec):
-    """Family of energies. ``wrt`` and ``through`` say what E is a function of and where its gradient is taken."""
+    """Family of energies. ``wrt`` and ``through`` say what E is a function of and where its gradient is taken, ``form``
+    what it moves: the prediction, or the mean of the step."""
 
     family: ClassVar[str] = "energy"
     scale: float
     wrt: str = "x"
     through: bool = False
+    form: str = field(default="eps", kw_only=True)
 
     def __post_init__(self) -> None:
+        options.choice(self, "form", FORMS)
         options.real(self, "scale")
         options.choice(self, "wrt", WRT)
         options.flag(self, "through")

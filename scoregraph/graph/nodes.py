@@ -462,6 +462,11 @@ def scores_of(pred: Node) -> Iterator[Score | Divergence]:
             return
 
 
+def moves_mean(grad: Node) -> bool:
+    """Whether a gradient moves the mean of the step instead of the prediction."""
+    return isinstance(grad, EnergyGrad) and getattr(grad.energy, "form", "eps") == "mean"
+
+
 def fusions_of(pred: Node) -> Iterator[FusedScore]:
     """The fusions in a prediction, outermost first."""
     match pred:

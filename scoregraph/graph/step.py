@@ -91,6 +91,8 @@ class Step:
         prediction = moved.prediction if isinstance(moved, Pred) else None
         if isinstance(rule, Sampler) and isinstance(self.schedule, Schedule) and isinstance(prediction, Prediction):
             rule.check(self.schedule, prediction, where)
+            if any(n.moves_mean(grad) for fusion in n.fusions_of(step.preds[0]) for grad in fusion.grads):
+                builder.check_draws(step)
         self._results[index] = step
         return step
 

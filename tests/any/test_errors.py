@@ -396,7 +396,7 @@ MISTAKES: dict[str, Callable] = {
     "SG301": no_package,
     "SG302": other_weights,
     "SG303": captured(lambda x: x + torch.from_numpy(x.detach().numpy() * 0)),
-    "SG304": captured(lambda x: x if (x > 0).all() else 2.0 * x),
+    "SG304": captured(lambda x: x if (x > 0).all() else 2.0 * x, torch.tensor([[1.0, -1.0], [-1.0, 1.0]])),
     "SG305": captured(lambda x: x if x.shape[0] < 64 else 2.0 * x),
     "SG306": lambda: capture(Drifting(), (torch.randn(2, 4),)),
     "SG307": captured(lambda x: x - x.mean(dim=0)),

@@ -125,6 +125,10 @@ CASES = {
     "image": lambda: build(image=True, skip=5),
     "pull on x": lambda: build(pull=energies.energy(0.5, wrt="x"), sampler=samplers.dpmpp_2m()),
     "pull on x0": lambda: build(pull=energies.energy(0.5, wrt="x0")),
+    "pull on the mean": lambda: build(pull=energies.energy(0.5, form="mean"), sampler=samplers.ddpm()),
+    "pull on the mean, inpainted": lambda: build(
+        pull=energies.energy(0.5, wrt="x0", form="mean"), sampler=samplers.ddim(eta=0.7), inpaint=True
+    ),
     "pull through the network": lambda: build(pull=energies.energy(0.5, wrt="x0", through=True)),
     "emits": lambda: build(sampler=samplers.ddim(eta=1.0), emits=("x", "x0", "gap", "logp")),
     "emits of two calls a step": lambda: build(sampler=samplers.heun(), emits=("x", "x0", "gap")),
@@ -235,6 +239,31 @@ def test_guidance_of_scale_one_is_no_guidance_bit_for_bit():
     plain, alone = sample(guidance.single(), both=False)
     np.testing.assert_array_equal(guided, plain)
     assert evaluations == alone == 12
+
+
+def test_a_gradient_of_the_mean_moves_it_by_the_variance():
+    """Dhariwal and Nichol 2021, algorithm 1, by hand: one step, the same noise with and without the gradient."""
+
+    schedule = schedules.scaled_linear(steps=4)
+
+    def second(scale: float) -> np.ndarray:
+        g = sg.GraphBuilder("one")
+        cond, target = g.condition(NET, g.input("tilt")), g.input("target", v.Array("f32", (WIDTH,)))
+        with g.loop(schedule, g.input("start", v.Latent("vp", (WIDTH,)))) as step:
+            pull = g.energy(energies.energy(scale, form="mean"), step, target, net=PULL)
+            g.emit("x", step.x)
+            step.advance(samplers.ddpm(), g.fuse(guidance.single(), g.score(NET, step, cond), grads=(pull,)))
+        g.output(end=step.result)
+        plan = sg.compile(g, networks={net.ref.fingerprint: net for net in (NET, PULL)}, use_cache=False)
+        return plan.run(seeds=SEEDS, tilt=INPUTS["tilt"], target=INPUTS["target"], start=INPUTS["image"])["x"][:, 1]
+
+    x, target = INPUTS["image"].astype(np.float64), INPUTS["target"].astype(np.float64)
+    gradient = 2 * (x - target) / (1 + ((x - target) ** 2).sum(1, keepdims=True))
+    variance = samplers.ddpm().table(schedule, NET.ref.prediction, "none", "vp").matrices(0)[2][0] ** 2
+    # At scale 0 the gradient is not evaluated; its inputs are still taken.
+    np.testing.assert_allclose(second(0.5) - second(0.0), -variance * 0.5 * gradient, atol=2e-6)
+    with pytest.raises(sg.ScoregraphError, match="SG133"):
+        build(pull=energies.energy(0.5, form="mean"))
 
 
 # --- noise from the caller -------------------------------------------------------------------------

@@ -53,8 +53,10 @@ class LoopRun:
     def _known(self, step: n.SamplerStep) -> bool:
         """Whether a step is one of the papers', as they state it, and nothing is asked about its rows."""
         observed = any(isinstance(emit, n.Emit) and isinstance(emit.value, n.LogProb) for emit in self.loop.emits)
-        split = any(getattr(node.guidance, "splits", False) for node in step.preds if isinstance(node, n.FusedScore))
-        return step.table is None and textbook.knows(step.rule) and not observed and not split
+        fusions = [fusion for pred in step.preds for fusion in n.fusions_of(pred)]
+        split = any(getattr(fusion.guidance, "splits", False) for fusion in fusions)
+        pulled = any(n.moves_mean(grad) for fusion in fusions for grad in fusion.grads)
+        return step.table is None and textbook.knows(step.rule) and not (observed or split or pulled)
 
     def values(self) -> list[Any]:
         """All steps; what is carried behind the last one."""

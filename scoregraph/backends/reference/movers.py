@@ -21,6 +21,7 @@ from scoregraph.backends.reference.textbook import Point
 from scoregraph.graph import nodes as n
 from scoregraph.graph import values as v
 from scoregraph.graph.corrections import Correction
+from scoregraph.graph.energies import Energy
 from scoregraph.graph.formula import Formula
 from scoregraph.graph.guidance import Guidance
 from scoregraph.graph.prediction import Prediction
@@ -115,6 +116,8 @@ class Mover:
         new = new + torch.einsum("sj,s...->js...", entries.c.expand(len(x), -1), z)
         if outputs:
             new = new + torch.einsum("sji,is...->js...", entries.h.expand(len(x), -1, -1), torch.stack(outputs))
+        if self.calls(row) and not self.folded:
+            new[0] = new[0] + self._pull(numbers, sources, body)
         if not seen.registers and self.calls(row):
             seen.registers, seen.statistics = list(new), statistics
         seen.log_prob = seen.log_prob + self._log_prob(numbers, outputs, z)
@@ -138,6 +141,23 @@ class Mover:
         if self.learned:
             found.append(predictions.variance(self.run, self.step.preds[0], body))
         return found
+
+    def _pull(self, numbers: Row, sources: Tensor, body: Scope) -> Tensor:
+        """-c^2 * scale * gradient, of the gradients that move the mean of the step; c is that of the noise in x."""
+        (pred,) = self.step.preds
+        fusion = pred.pred if isinstance(pred, n.Correct) else pred
+        total = torch.zeros_like(sources[0])
+        for grad in fusion.grads if isinstance(fusion, n.FusedScore) else ():
+            if not n.moves_mean(grad):
+                continue
+            assert isinstance(grad, n.EnergyGrad)
+            assert isinstance(grad.energy, Energy)
+            spread = torch.full_like(total, float(numbers.c[0]))
+            if self.learned:
+                weights = torch.from_numpy(numbers.e[-1]).to(total.dtype)
+                spread = float(numbers.h[0, -1]) * torch.exp(torch.einsum("k,ks...->s...", weights, sources))
+            total = total - spread**2 * grad.energy.scale * self.run.value(grad, body)
+        return total
 
     @property
     def _corrects(self) -> bool:

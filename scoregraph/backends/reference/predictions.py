@@ -130,7 +130,8 @@ def fuse(run: Interpreter, node: n.FusedScore, scope: Scope) -> Tensor:
         raise run.refusal(node, f"{rule.name} has no scale that could be an input")
     mixed = _weighted(weights, branches) if weights else _combined(node, rule, branches, where, scope)
     for grad in node.grads:
-        mixed = _steered(run, node, grad, mixed, point, scope)
+        if not n.moves_mean(grad):
+            mixed = _steered(run, node, grad, mixed, point, scope)
     return mixed
 
 

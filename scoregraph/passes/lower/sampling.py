@@ -75,6 +75,8 @@ class _Lowering:
         self.drafter.begin("prologue")
         if self.bank:
             self._open_bank()
+        for node in self.graph.inputs:  # also those that nothing reads at the scales of this graph
+            self.value(node)
         for name, node in self.graph.outputs:
             self._output(name, self.value(node))
         for name, value in self.emitted.items():

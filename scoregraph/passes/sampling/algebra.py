@@ -170,6 +170,8 @@ class Algebra:
             total = self._combine(fusion, rule, mixes)
         for grad in fusion.grads:
             assert isinstance(grad, n.EnergyGrad)
+            if n.moves_mean(grad):  # the step's, not the prediction's, matter
+                continue
             total = total + self.unit(self.sources.answer(grad)) * self._gain(grad, fusion)
         return total
 
@@ -259,6 +261,14 @@ class Algebra:
                 of_m.append(q_eps / q_eps_to)
         return mix * of_m + self.unit(0) * of_x
 
+    def scale_in(self, grad: n.EnergyGrad) -> list[float]:
+        """What a gradient is multiplied with to be one in x: through a network it is that in the input, c_in x."""
+        score = joint_score(grad)
+        return [1.0] * len(self.table.rows) if score is None else list(self._c_in(score))
+
+    def _c_in(self, score: n.Score) -> tuple[float, ...]:
+        return self.table.values(scale_column(self.table, score.net))
+
     def _gain(self, grad: n.EnergyGrad, fusion: n.FusedScore) -> list[float]:
         """What a gradient is multiplied with in a prediction, so that eps changes by sigma * scale * gradient.
 
@@ -269,12 +279,10 @@ class Algebra:
         prediction = fusion.type.prediction
         assert isinstance(prediction, Prediction)
         gains: list[float] = []
-        score = joint_score(grad)
-        inner = None if score is None else self.table.values(scale_column(self.table, score.net))
+        inner = self.scale_in(grad)
         for i, (alpha, sigma) in enumerate(self._points()):
             q, q_eps = prediction.to_x0(alpha, sigma)[1], prediction.to_eps(alpha, sigma)[1]
-            # Through a network the gradient is that in its input, c_in x.
-            change = sigma * grad.energy.scale * (1.0 if inner is None else inner[i])
+            change = sigma * grad.energy.scale * inner[i]
             gains.append(change / q_eps if abs(q_eps) * alpha >= abs(q) * sigma else -sigma / alpha * change / q)
         return gains
 

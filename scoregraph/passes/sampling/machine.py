@@ -11,6 +11,7 @@ import numpy as np
 from scoregraph.graph import nodes as n
 from scoregraph.graph import values as v
 from scoregraph.graph.corrections import Correction
+from scoregraph.graph.energies import Energy
 from scoregraph.graph.expression import Expr, exp, operand, trace
 from scoregraph.graph.formula import Formula
 from scoregraph.graph.guidance import Guidance
@@ -97,7 +98,7 @@ class Machine:
                 raise NotAffineError("a network is evaluated on something else than the state of the step")
         pairs = [(leaf, i) for leaf in nodes for i in range(len(leaf.conds) if isinstance(leaf, n.Score) else 1)]
         registers = (*self.table.registers, *self.memories.values(), *self.seen.registers())
-        outputs = self.table.outputs + (self.inpaint is not None)
+        outputs = self.table.outputs + self.learned * len(self.pulls) + (self.inpaint is not None)
         return Sources(registers, tuple(pairs), self.learned, outputs)
 
     @cached_property
@@ -106,6 +107,16 @@ class Machine:
         norms = (part for norm in self.seen.norms.values() for part in norm.operands)
         parts = (self.pred, *self.seen.predictions.values(), *norms)
         return tuple(dict.fromkeys(fusion for part in parts for fusion in fusions(part)))
+
+    @cached_property
+    def pulls(self) -> list[n.EnergyGrad]:
+        """The gradients that move the mean of the step."""
+        found = [grad for fusion in self.fused for grad in fusion.grads if n.moves_mean(grad)]
+        if found and not (self.learned or self.table.uses_noise):
+            raise NotAffineError(f"{self.rule.name} draws no noise, so a gradient does not move its mean")
+        if found and not (isinstance(self.pred, n.FusedScore) and set(found) <= set(self.pred.grads)):
+            raise NotAffineError("a gradient that moves the mean belongs to the outermost fusion")
+        return [grad for grad in found if isinstance(grad, n.EnergyGrad)]
 
     @cached_property
     def memories(self) -> dict[tuple[n.FusedScore, str], str]:
@@ -220,6 +231,7 @@ class Machine:
             substituted(np.array([x.e[i, :r] for x in rows]), np.array([x.e[i, r:] for x in rows]), {})
             for i in range(table.estimates)
         ]
+        self._pull(algebra, new, estimates)
         for name in self.memories.values():  # a rule that is off keeps what it remembers
             new[name] = algebra.kept.get(name, algebra.unit(sources.register(name)))
         recorded = [float(slot >= 0.0) for slot in record_slots(table)["called"]]
@@ -229,6 +241,22 @@ class Machine:
             new[NOISE] = algebra.unit(sources.noise)
         norms = [(self._distance(algebra, norm) * recorded).norm() for norm in self.seen.norms.values()]
         return Folded(algebra, new, estimates, norms)
+
+    def _pull(self, algebra: Algebra, new: dict[str, Mix], estimates: list[Mix]) -> None:
+        """x' -= c^2 * scale * gradient; where the variance is learned, c^2 is an elementwise value."""
+        table, sources = self.table, self.sources
+        for i, grad in enumerate(self.pulls):
+            assert isinstance(grad.energy, Energy)
+            rows = [table.row(row) for row in range(len(table.rows))]
+            spreads = [row.h[0, table.outputs - 1] if self.learned else row.c[0] for row in rows]
+            gains = [-grad.energy.scale * c * c * k for c, k in zip(spreads, algebra.scale_in(grad), strict=True)]
+            gradient = algebra.unit(sources.answer(grad))
+            if self.learned:
+                # In rows without noise nothing reads the gradient, so that its network need not run there.
+                estimates.append(gradient * [float(gain != 0.0) for gain in gains])
+                new["x"] = new["x"] + algebra.unit(sources.output(table.outputs + i)) * gains
+            else:
+                new["x"] = new["x"] + gradient * gains
 
     def _emitted(self, algebra: Algebra, value: n.Node) -> Mix:
         """A prediction as it is recorded."""
@@ -260,7 +288,10 @@ class Machine:
             assert isinstance(self.correct.rule, Correction)
             values.append(self.correct.rule.apply(operand(0), quantile))
         if self.learned:
-            values.append(exp(operand(self.table.estimates - 1)) * noise)
+            spread = operand(self.table.estimates - 1)
+            values.append(exp(spread) * noise)
+            pulls = range(self.table.estimates, self.table.estimates + len(self.pulls))
+            values += [exp(2.0 * spread) * operand(i) for i in pulls]
         reads_noise = self.learned
         if self.inpaint is not None:
             state = _plain(made.new["x"])
