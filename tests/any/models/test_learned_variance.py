@@ -54,6 +54,37 @@ def test_a_learned_variance_reaches_the_noise(sampler):
     assert np.abs(found - fixed).max() > 1e-3 * np.abs(expected).max()
 
 
+class Away(nn.Module):
+    """E(x), not quadratic."""
+
+    def forward(self, x):
+        """[n, 4] to [n]."""
+        return torch.log1p(x.square().sum(1))
+
+
+def test_a_gradient_of_the_mean_follows_the_learned_variance():
+    """Dhariwal and Nichol 2021, algorithm 1, with the variance of each element."""
+    net, away = loaded(variance=True), sg.models.energy(Away(), (torch.randn(3, 4),))
+
+    def build(scale):
+        g = sg.GraphBuilder("pulled")
+        cond = g.condition(net, 0.7)
+        with g.loop(schedules.linear(steps=5), g.noise(net)) as step:
+            pull = g.energy(sg.energies.classifier(scale, form="mean"), step, net=away)
+            pred = g.fuse(guidance.single(), g.score(net, step, cond), grads=(pull,))
+            step.advance(samplers.ddpm("learned_range"), g.correct(sg.corrections.clamp(-3.0, 3.0), pred, step))
+        g.output(x=step.result)
+        return g
+
+    def sampled(scale):
+        return sg.compile(build(scale), device="reference", use_cache=False).run(seed=5, batch=3)["x"]
+
+    networks = {"two": net, away.ref.name: away}
+    expected = eager.run(build(2.0).build(), networks, {}, np.array([5, 6, 7], np.uint64))["x"]
+    np.testing.assert_allclose(sampled(2.0), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    assert np.abs(sampled(2.0) - sampled(0.0)).max() > 1e-2 * np.abs(expected).max()
+
+
 def test_a_second_answer_is_asked_about():
     with pytest.raises(WrongAnswer, match="variance=True"):
         loaded()
