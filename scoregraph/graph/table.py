@@ -136,20 +136,6 @@ class StepTable:
             forms=sizes[4],
         )
 
-    @classmethod
-    def from_matrices(
-        cls,
-        registers: Sequence[str],
-        times: Sequence[float],
-        c_in: Sequence[float],
-        matrices: Sequence[tuple[Float64, Float64, Float64]],
-        report: Mapping[str, Sequence[float]],
-        init_scale: float,
-    ) -> StepTable:
-        """A table that is linear throughout, from one (A [R, R], B [R, K], C [R]) per row."""
-        rows = [linear_row(*abc) for abc in matrices]
-        return cls.from_rows(registers, times, c_in, rows, report, init_scale)
-
     def column(self, name: str) -> int:
         """The index of a column."""
         return self.columns.index(name)
@@ -214,30 +200,6 @@ class StepTable:
         )
         return replace(self, columns=(*self.columns[:machine], *report), rows=rows)
 
-    def fold_answers(self, shares: Sequence[Sequence[float]], states: Sequence[float] | None = None) -> StepTable:
-        """The same machine where the first answer m is itself ``states[i] * x + sum_k shares[i][k] l_k`` in row i.
-
-        The K answers l_k take the place of m; answers behind m (a learned variance) stay behind them. An answer of
-        share exactly 0 in a row is not read there.
-        """
-        r = len(self.registers)
-        states = [0.0] * len(self.rows) if states is None else states
-        rows: list[Row] = []
-        for i, (share, state) in enumerate(zip(shares, states, strict=True)):
-            old = self.row(i)
-            weights = np.array(share, dtype=np.float64)
-
-            def fold(state_and_answers: Float64, weights: Float64 = weights, state: float = state) -> Float64:
-                """Over (registers…, m, others…) to over (registers…, l…, others…)."""
-                kept, m, others = np.split(state_and_answers, (r, r + 1), axis=1)
-                kept = kept.copy()
-                kept[:, :1] += m * state
-                return np.concatenate([kept, m * weights, others], axis=1)
-
-            ab = fold(np.concatenate([old.a, old.b], axis=1))
-            rows.append(Row(ab[:, :r], ab[:, r:], old.c, fold(old.e), old.h, fold(old.f)))
-        return self.with_rows(rows)
-
     def fold_guidance(self, weights: Sequence[Sequence[float]]) -> StepTable:
         """The same machine fed with K guided branches: B of row i becomes the outer product of B and ``weights[i]``.
 
@@ -250,13 +212,17 @@ class StepTable:
             raise BadWeights(problem=f"there are {len(weights)} rows of weights for {len(self.rows)} micro-steps")
         for i, row in enumerate(weights):
             check_weights(row, len(weights[0]), f"micro-step {i}")
-        return self.fold_answers(weights)
+        r = len(self.registers)
+        rows: list[Row] = []
+        for i, share in enumerate(weights):
+            old, by_branch = self.row(i), np.array(share, dtype=np.float64)
 
+            def fold(sources: Float64, by_branch: Float64 = by_branch) -> Float64:
+                """Columns over (registers…, m) as columns over (registers…, branches…)."""
+                return np.concatenate([sources[:, :r], sources[:, r:] * by_branch], axis=1)
 
-def linear_row(a: Float64, b: Float64, c: Float64) -> Row:
-    """A row without estimates, outputs and forms."""
-    r, k = a.shape[0], b.shape[1]
-    return Row(a, b, c, np.zeros((0, r + k)), np.zeros((r, 0)), np.zeros((0, r + k)))
+            rows.append(Row(old.a, old.b * by_branch, old.c, fold(old.e), old.h, fold(old.f)))
+        return self.with_rows(rows)
 
 
 def check_weights(weights: Sequence[float], branches: int, where: str) -> None:

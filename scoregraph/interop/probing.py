@@ -60,14 +60,12 @@ class ProbedRun:
         states: the state before every micro-step and at the end, float64 [2, …]; the first is ``init_scale`` noise.
         draws: the normals of every micro-step, each shaped like the state.
         init_scale: the standard deviation of the first state.
-        final_level: (alpha, sigma) of the result, if the scheduler says it.
     """
 
     steps: list[ProbedStep] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
     draws: list[list[Tensor]] = field(default_factory=list)
     init_scale: float = 1.0
-    final_level: tuple[float, float] | None = None
 
 
 def network(x: Tensor, time: float) -> Tensor:

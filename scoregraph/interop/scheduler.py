@@ -99,9 +99,9 @@ class TableScheduler:
             raise ImportedElsewhere(has="a network of one answer", got=f"{self.sampler}", where=here())
         return table
 
-    def _restart(self, running: StepTable, skipped: int = 0) -> None:
-        """Begin with the first row of ``running``, whose first call is number ``skipped`` of all calls."""
-        self._running, self._skipped = running, skipped
+    def _restart(self, running: StepTable) -> None:
+        """Begin with the first row of ``running``."""
+        self._running = running
         self._row = 0
         self._step_index: int | None = None
         self._registers: list[Tensor | None] = [None] * len(running.registers)
@@ -124,7 +124,7 @@ class TableScheduler:
             self._restart(self.table)
             return
         step = self.table.steps[self._calls[begin_index]]
-        self._restart(self._table(replace(self.schedule, skip=step)), begin_index)
+        self._restart(self._table(replace(self.schedule, skip=step)))
 
     def _level(self, call: int) -> tuple[float, float]:
         """(alpha, sigma) of a call."""
