@@ -21,22 +21,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from scoregraph.diagnosis import processor
+from scoregraph.graph.schedules import Schedule
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests/any/interop"), str(ROOT / "tests/any/samplers")]
 warnings.simplefilter("ignore")
 
-import diffusers  # noqa: E402
+# The tests' own harness and catalogue, which are found only behind the lines above.
 from against_diffusers import compare  # noqa: E402
 from catalogue import COUNTS, LIMITED, PAIRS, Cell, cells, points_of, precise  # noqa: E402
 from library_limits import LIMITS, Outcome  # noqa: E402
-
-from scoregraph.diagnosis import processor  # noqa: E402
-from scoregraph.graph.schedules import Schedule  # noqa: E402
 
 OPEN, CLOSED = 1e-6, 1e-5
 diffusers.utils.logging.set_verbosity_error()
