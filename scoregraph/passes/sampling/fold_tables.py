@@ -100,7 +100,7 @@ def _table(step: n.SamplerStep, schedule: Spec | None) -> StepTable:
     points = [Point(a, s) for a, s in zip(table.values("alpha"), table.values("sigma"), strict=True)]
     columns: dict[str, list[float]] = {}
     for net in nets:
-        if net.time not in (nets[0].time, "none"):
+        if net.time != nets[0].time:
             columns[f"t.{net.time}"] = [grid.time_at(at, net.time) for at in points]
         if net.prediction not in (None, pred.type.prediction):
             prediction = _of(net)

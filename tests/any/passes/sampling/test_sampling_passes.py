@@ -175,6 +175,16 @@ def test_networks_that_read_time_differently_have_columns_of_their_own():
     assert table.values("t")[0] > 100
 
 
+def test_a_network_without_time_is_told_0_beside_one_that_has_it():
+    net = ref("timeless", time="none")
+
+    def branches(g, step):
+        return tuple(g.score(each, step, g.condition(each, 0.5)) for each in (A, net))
+
+    table = the(n.SamplerStep, FoldTables().run(fusion(guidance.cfg(3.0), branches)).module).table
+    assert set(table.values("t.none")) == {0.0}
+
+
 def test_networks_with_other_answers_need_a_conversion_and_get_their_own_scale():
     net = ref("edm", prediction.edm())
 
