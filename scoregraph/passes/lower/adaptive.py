@@ -27,6 +27,7 @@ from scoregraph.graph.prediction import Prediction
 from scoregraph.graph.samplers.runge_kutta import GROW, SAFETY, SHRINK, RungeKutta
 from scoregraph.graph.schedules import Discrete, Grid, Schedule
 from scoregraph.passes.lower import shape as shapes
+from scoregraph.passes.lower.answers import split_variance
 from scoregraph.passes.lower.mover import Outside
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Drafter, Value
@@ -97,9 +98,7 @@ class AdaptiveLowering:
         scores = list(pred.preds) if isinstance(pred, n.FusedScore) else [pred]
         weights: list[float] = [1.0]
         if isinstance(pred, n.FusedScore):
-            rule = pred.guidance
-            points = [self.grid.point(i) for i in range(self.grid.steps)]
-            rows = [rule.weights(0, 1, at.alpha, at.sigma) for at in points] if isinstance(rule, Guidance) else [None]
+            rows = self._weights(pred.guidance)
             if pred.grads or pred.scale is not None or any(row is None or row != rows[0] for row in rows):
                 reason = "an adaptive sampler needs guidance with the same weights everywhere, and no gradients"
                 raise self._refusal(reason, "use sg.guidance.cfg without an interval, or a sampler with fixed steps")
@@ -110,8 +109,22 @@ class AdaptiveLowering:
                 reason = "an adaptive sampler reads the branches of one network, and nothing in between"
                 raise self._refusal(reason, "use a sampler with fixed steps")
             merged.append(score)
+        if merged[0].net.time == "angle":
+            raise self._refusal("its network is told an angle", "use a sampler with fixed steps")
         conds = tuple(cond for score in merged for cond in score.conds)
         return n.Score(merged[0].net, merged[0].x, merged[0].time, conds), weights
+
+    def _weights(self, rule: object) -> list[tuple[float, ...] | None]:
+        """A rule's weights all along the schedule: at its points and, as the solver stops anywhere, between them."""
+        if not isinstance(rule, Guidance) or rule.splits:
+            return [None]
+        grid, rows = self.grid, list[tuple[float, ...] | None]()
+        for i in range(grid.steps):
+            here, there = (at.sigma / (at.alpha + at.sigma) for at in (grid.point(i), grid.point(i + 1)))
+            for share in np.linspace(0.0, 1.0, 64, endpoint=False).tolist():
+                alpha, sigma, _ = _point(grid.space, here + share * (there - here))
+                rows.append(rule.weights(i, grid.steps, alpha, sigma))
+        return rows
 
     def _refusal(self, reason: str, cure: str) -> Exception:
         return self.outside.refuse(self.loop, reason, cure)
@@ -287,7 +300,8 @@ class AdaptiveLowering:
         drafter.call("step_time", {"time": self._clock(shapes.squeeze(clock, [1]))}, {"t": t}, attrs, name)
         drafter.evaluates(score.net.name, branches)
         conditions = self.outside.branches(score)
-        return drafter.dense(self.outside.program(score.net, "score", [x_in, t, *conditions])[0], score.net.name)
+        answer = self.outside.program(score.net, "score", [x_in, t, *conditions])[0]
+        return split_variance(drafter, answer, score.net, branches)[0]
 
     def _clock(self, time: Value) -> Value:
         """The network's time: as it is, or the training timestep of a noise level."""

@@ -106,7 +106,7 @@ class Answers:
                 if variance is None and len(known[leaf]) > 1:
                     variance = known[leaf][1]
             first += count
-        if variance is not None:
+        if variance is not None and first < mover.table.branches:  # else its sampler does not ask for it
             values.append(variance)
             numbers.append(first)
         return {f"p{i}": value for i, value in enumerate(values)}, numbers

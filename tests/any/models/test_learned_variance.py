@@ -54,6 +54,19 @@ def test_a_learned_variance_reaches_the_noise(sampler):
     assert np.abs(found - fixed).max() > 1e-3 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("sampler", [samplers.ddim(), samplers.rk23()], ids=str)
+def test_a_variance_that_no_sampler_asks_for_is_left_alone(sampler):
+    net = loaded(variance=True)
+    g = sg.GraphBuilder("unasked")
+    one, none = g.condition(net, 0.7), g.condition(net, None)
+    with g.loop(schedules.linear(steps=5), g.noise(net)) as step:
+        step.advance(sampler, g.fuse(guidance.cfg(2.0), g.score(net, step, one), g.score(net, step, none)))
+    g.output(x=step.result)
+    found = sg.compile(g, device="reference", use_cache=False).run(seed=5, batch=3)["x"]
+    expected = eager.run(g.build(), {"two": net}, {}, np.array([5, 6, 7], np.uint64))["x"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6 * np.abs(expected).max())
+
+
 class Away(nn.Module):
     """E(x), not quadratic."""
 

@@ -339,6 +339,31 @@ def test_nothing_is_dropped_near_the_neutral_value():
         assert DropDeadBranches().run(graph).counters["answers_read"] == read
 
 
+# --- adaptive loops ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        guidance.cfg(3.0, start=0.2, stop=0.8),
+        guidance.cfg(3.0, low=0.5, high=0.51),  # between two points of the schedule
+        guidance.cfg_steps((1.0, 2.0, 3.0)),
+        guidance.cfg_pp(0.5),
+        guidance.rescale(3.0),
+    ],
+    ids=str,
+)
+def test_guidance_that_changes_along_the_way_is_refused_by_an_adaptive_sampler(rule):
+    net = toys.network()
+    g = GraphBuilder("adaptive")
+    cond, null = g.condition(net, g.input("tilt")), g.condition(net, None)
+    with g.loop(schedules.linear(steps=5), g.noise(net)) as step:
+        step.advance(samplers.rk23(), g.fuse(rule, g.score(net, step, cond), g.score(net, step, null)))
+    g.output(x=step.result)
+    with pytest.raises(sg.ScoregraphError, match=r"(?s)SG402.*same weights everywhere"):
+        sg.compile(g, device="reference", use_cache=False)
+
+
 # --- whole plans on captured networks -------------------------------------------------------------
 
 
