@@ -38,8 +38,9 @@ Space = Literal["vp", "kappa", "flow"]
 
 DType = Literal["f32", "i64", "u8"]
 Rate = Literal["static", "per-step", "per-sample"]
-TimeConvention = Literal["timestep", "sigma", "c_noise", "flow", "flow1000", "none"]
-"""What a network calls time: the training index 0..T-1; sigma; ln(sigma) / 4; sigma in 0..1; 1000 sigma; nothing."""
+TimeConvention = Literal["timestep", "sigma", "c_noise", "flow", "flow1000", "angle", "none"]
+"""What a network calls time: the training index 0..T-1; sigma; ln(sigma) / 4; sigma in 0..1; 1000 sigma; atan(sigma);
+nothing."""
 
 Shape = tuple[int, ...]
 

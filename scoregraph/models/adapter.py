@@ -239,6 +239,8 @@ def _space(prediction: Spec) -> Space:
 def _convention(prediction: Spec, argument: str) -> TimeConvention:
     if prediction.name in ("edm", "consistency"):
         return "c_noise"
+    if prediction.name == "trigflow":
+        return "angle"
     if argument in ("sigma", "sigmas"):
         return "sigma"
     return "flow" if prediction.name == "flow" else "timestep"

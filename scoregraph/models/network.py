@@ -166,6 +166,7 @@ _TIME_RANGE: dict[str, tuple[float, float]] = {
     "c_noise": (1.0, -1.5),
     "flow": (1.0, 0.02),
     "flow1000": (1000.0, 20.0),
+    "angle": (1.5, 0.02),
     "none": (0.0, 0.0),
 }
 """Typical times per convention, from noise to data, for examples."""

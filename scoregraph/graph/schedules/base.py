@@ -6,14 +6,15 @@ import math
 from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, get_args
 
 from scoregraph.errors import InfiniteSigma, Location, NoTimestep, OptionOutOfRange, UnknownName, ZeroAlpha, here
 from scoregraph.graph import options
 from scoregraph.graph.prediction import SPACES, Prediction
 from scoregraph.graph.spec import Spec
+from scoregraph.graph.values import TimeConvention
 
-TIMES = ("timestep", "sigma", "c_noise", "flow", "flow1000", "angle", "none")
+TIMES = get_args(TimeConvention)
 SPACINGS = ("leading", "trailing", "linspace", "distilled")
 
 

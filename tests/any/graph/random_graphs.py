@@ -37,6 +37,7 @@ PAINTER = NetRef(
     variance=True,
 )
 FLOWER = NetRef("flower", "1e10000000000000", Latent("flow", (3,)), prediction.flow(), "flow1000")
+TURNER = NetRef("turner", "1e20000000000000", Latent("vp", (3,)), prediction.trigflow(), "angle")
 LABEL = CondInput("label", (), "i64")
 CRITICS = {
     net.name: NetRef(
@@ -47,7 +48,7 @@ CRITICS = {
 """Energies of the networks' latents."""
 FRIENDS = {
     net.name: NetRef(f"{net.name}'s friend", "f0", net.latent, prediction.x0(), "sigma")
-    for net in (TERRAIN, PAINTER, FLOWER)
+    for net in (TERRAIN, PAINTER, FLOWER, TURNER)
 }
 """Other networks of the same latents, without conditions."""
 NOBODY = {name: n.Condition(friend, ()) for name, friend in FRIENDS.items()}
@@ -174,7 +175,7 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 def _continuous(draft: _Draft) -> None:
     draw = draft.draw
-    net = draw(st.sampled_from([TERRAIN, PAINTER, FLOWER]))
+    net = draw(st.sampled_from([TERRAIN, PAINTER, FLOWER, TURNER]))
     latent = net.latent
     starts = {
         "noise": lambda: n.Noise(latent, draft.site()),
