@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-VERSION = 2
+VERSION = 3
 
 MAX_VARIANTS = 64
 """Rows of one table are of at most this many kinds, numbered from 0."""
 
 Dim = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[1-9]?[0-9]*B$")]
 Ref = Annotated[str, Field(pattern=r"^[bc][0-9]+$")]
-DType = Literal["f32", "i64", "u8"]
+DType = Literal["f32", "i64", "u8", "u7", "bf16"]
+WeightDType = Literal["f32", "i64", "u8", "bf16", "i8", "i7", "i6", "i4", "i2"]
 
 
 class Data(BaseModel):
@@ -58,14 +59,14 @@ class Constant(Data):
 
     ``shape`` is the logical shape; ``layout`` says how the bytes are packed:
     ``plain`` row-major; ``n16`` of [N, K]: [ceil(N/16)][K][16]; ``oc8`` of [O, I, kh, kw]: [ceil(O/8)][I][kh][kw][8];
-    padding is zero.
+    ``k2n16``, ``q4n16`` and ``q4oc8`` hold bf16 and integer weights (docs/plan-format.md, Formats); padding is zero.
     """
 
     id: int
     name: str
-    dtype: DType = "f32"
+    dtype: WeightDType = "f32"
     shape: tuple[Annotated[int, Field(ge=0)], ...]
-    layout: Literal["plain", "n16", "oc8"] = "plain"
+    layout: Literal["plain", "n16", "oc8", "k2n16", "q4n16", "q4oc8"] = "plain"
     offset: Annotated[int, Field(ge=0)] = 0
     nbytes: Annotated[int, Field(ge=0)] = 0
 

@@ -412,7 +412,7 @@ MISTAKES: dict[str, Callable] = {
     "SG410": fuel,
     "SG501": lambda folder: sg.load(folder),
     "SG502": rewritten("plan.json", b"sampler_step", b"sampler_stop"),
-    "SG503": rewritten("plan.json", b'"version": 2', b'"version": 3'),
+    "SG503": rewritten("plan.json", b'"version": 3', b'"version": 4'),
     "SG504": cannot_write,
     "SG601": run_plan(),
     "SG602": run_plan(tilt=float("nan")),

@@ -315,7 +315,7 @@ COMMANDS: dict[str, tuple[Callable[[], object] | None, tuple[object, ...], str, 
         "compile the graph again",
     ),
     "a plan of another version": (
-        plan(replace("plan.json", '"version": 2', '"version": 99')),
+        plan(replace("plan.json", '"version": 3', '"version": 99')),
         ("run", "plan", "--set", "tilt=1"),
         "SG503",
         r"plan/plan\.json",

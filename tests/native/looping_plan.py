@@ -141,7 +141,7 @@ def _rounds(d: Drafter, x: Value, left: Value, *, strict: bool) -> None:
 def looping_plan() -> SmallPlan:
     """The plan as JSON data with its constants."""
     made, constants = plan()
-    return SmallPlan(json.loads(made.model_dump_json(exclude_defaults=True)) | {"version": 2}, constants)
+    return SmallPlan(json.loads(made.model_dump_json(exclude_defaults=True)) | {"version": 3}, constants)
 
 
 def some_inputs(batch: int) -> dict[str, np.ndarray]:

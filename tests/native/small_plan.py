@@ -146,7 +146,7 @@ def small_plan() -> SmallPlan:
     ]
     body = {
         "format": "scoregraph-plan",
-        "version": 2,
+        "version": 3,
         "name": "small",
         "device": "cpu",
         "inputs": [{"name": "level", "buffer": int(level[1:]), "low": -10.0, "high": 10.0}],

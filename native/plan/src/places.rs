@@ -252,14 +252,27 @@ fn check_constant(constant: &Constant, file: u64) -> Result<()> {
         (Packing::Plain, shape) => multiply(shape.iter().copied(), MAX_BYTES),
         (Packing::N16, &[n, k]) => multiply([n.div_ceil(16), k, 16], MAX_BYTES),
         (Packing::Oc8, &[o, i, h, w]) => multiply([o.div_ceil(8), i, h, w, 8], MAX_BYTES),
+        (Packing::K2n16, &[n, k]) if k % 2 == 0 => multiply([n.div_ceil(16), k, 16], MAX_BYTES),
+        (Packing::Q4n16, &[n, k]) if k % 4 == 0 => multiply([n.div_ceil(16), k, 16], MAX_BYTES),
+        (Packing::Q4oc8, &[o, i, h, w]) => multiply([o.div_ceil(8), i.div_ceil(4), h, w, 8, 4], MAX_BYTES),
         (layout, shape) => {
             return Err(Fault::plan(format!("the layout {layout:?} does not fit the shape {shape:?}")));
         }
     };
-    if constant.layout != Packing::Plain && constant.dtype != DType::F32 {
-        return Err(Fault::plan(format!("a packed constant must be f32, not {}", constant.dtype)));
+    let fits = match constant.layout {
+        Packing::Plain => !constant.dtype.is_weight() && constant.dtype != DType::Bf16,
+        Packing::N16 | Packing::Oc8 => constant.dtype == DType::F32,
+        Packing::K2n16 => constant.dtype == DType::Bf16,
+        Packing::Q4n16 | Packing::Q4oc8 => constant.dtype.is_weight(),
+    };
+    if !fits {
+        return Err(Fault::plan(format!("{} does not come in the layout {:?}", constant.dtype, constant.layout)));
     }
-    let wanted = padded.and_then(|n| n.checked_mul(constant.dtype.size() as u64));
+    let wanted = match constant.dtype {
+        DType::I4 => padded.map(|n| n.div_ceil(128) * 64),
+        DType::I2 => padded.map(|n| n.div_ceil(256) * 64),
+        dtype => padded.and_then(|n| n.checked_mul(dtype.size() as u64)),
+    };
     if wanted != Some(constant.nbytes) {
         return Err(Fault::plan(format!(
             "it says it has {} bytes; its shape and layout need {wanted:?}",
@@ -280,6 +293,9 @@ fn check_constant(constant: &Constant, file: u64) -> Result<()> {
 
 /// The slot of a buffer that has one; a view's place is checked when it is resolved.
 fn check_buffer(buffer: &Buffer) -> Result<Option<Slot>> {
+    if buffer.dtype.is_weight() {
+        return Err(Fault::plan(format!("only constants are {}", buffer.dtype)));
+    }
     check_shape(buffer.shape.len(), buffer.shape.contains(&Dim::Fixed(0)))?;
     let batch_dims: Vec<usize> =
         (0..buffer.shape.len()).filter(|&i| matches!(buffer.shape[i], Dim::Batch(_))).collect();

@@ -11,7 +11,7 @@ use serde::de::{self, Deserializer, Visitor};
 use crate::fault::{Code, Fault, Result};
 
 /// The format version this crate reads.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 
 /// Rows of one table are of at most this many kinds, numbered from 0; a set of them is the bits of a `u64`.
 pub const MAX_VARIANTS: u64 = 64;
@@ -92,16 +92,36 @@ pub enum DType {
     I64,
     /// Bytes.
     U8,
+    /// Bytes 0 … 127.
+    U7,
+    /// The upper half of a binary32.
+    Bf16,
+    /// Weights of -127 … 127.
+    I8,
+    /// Weights of -63 … 63, a byte each.
+    I7,
+    /// Weights of -31 … 31, a byte each.
+    I6,
+    /// Weights of -8 … 7, two to a byte.
+    I4,
+    /// Weights of -2 … 1, four to a byte.
+    I2,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one stored element; one byte of i4 and i2 holds several values.
     pub fn size(self) -> usize {
         match self {
             DType::F32 => 4,
             DType::I64 => 8,
-            DType::U8 => 1,
+            DType::Bf16 => 2,
+            DType::U8 | DType::U7 | DType::I8 | DType::I7 | DType::I6 | DType::I4 | DType::I2 => 1,
         }
+    }
+
+    /// Whether it is a type of weights, which only constants may have.
+    pub fn is_weight(self) -> bool {
+        matches!(self, DType::I8 | DType::I7 | DType::I6 | DType::I4 | DType::I2)
     }
 }
 
@@ -111,6 +131,13 @@ impl fmt::Display for DType {
             DType::F32 => "f32",
             DType::I64 => "i64",
             DType::U8 => "u8",
+            DType::U7 => "u7",
+            DType::Bf16 => "bf16",
+            DType::I8 => "i8",
+            DType::I7 => "i7",
+            DType::I6 => "i6",
+            DType::I4 => "i4",
+            DType::I2 => "i2",
         })
     }
 }
@@ -207,6 +234,9 @@ pub enum Layout {
     Plain,
     N16,
     Oc8,
+    K2n16,
+    Q4n16,
+    Q4oc8,
 }
 
 /// Bytes of the constants file.

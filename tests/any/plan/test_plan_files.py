@@ -126,7 +126,7 @@ DAMAGE = {
     "an edited number": (lambda s: edited(s, lambda t: t.replace('"site": 1', '"site": 2')), PlanCorrupt, "digest"),
     "an unknown field": (lambda s: edited(s, lambda t: t.replace('"name"', '"nom"', 1)), PlanCorrupt, "digest"),
     "another version": (
-        lambda s: edited(s, lambda t: t.replace('"version": 2', '"version": 3')),
+        lambda s: edited(s, lambda t: t.replace('"version": 3', '"version": 4')),
         PlanVersion,
         "version 3",
     ),

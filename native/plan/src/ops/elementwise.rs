@@ -59,7 +59,9 @@ impl Kernel for Copy {
             match self.x.dtype {
                 DType::F32 => copy_as::<f32>(frame, &self.x, &self.y),
                 DType::I64 => copy_as::<i64>(frame, &self.x, &self.y),
-                DType::U8 => copy_as::<u8>(frame, &self.x, &self.y),
+                DType::U8 | DType::U7 => copy_as::<u8>(frame, &self.x, &self.y),
+                DType::Bf16 => copy_as::<u16>(frame, &self.x, &self.y),
+                other => unreachable!("a buffer of {other}"),
             }
         }
         Ok(())

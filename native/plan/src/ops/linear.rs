@@ -37,7 +37,7 @@ pub(super) fn linear(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
             w.expect_dense("w")?;
             cols.next_multiple_of(PANEL) * depth
         }
-        Packing::Oc8 => return Err(Fault::plan("w is packed as oc8, not n16")),
+        other => return Err(Fault::plan(format!("w is packed as {other:?}, not n16"))),
     };
     if x.shape().last() != Some(&depth) {
         return Err(Fault::plan(format!("x has rows of {:?} elements but w takes {depth}", x.shape().last())));

@@ -48,7 +48,7 @@ pub(super) fn conv2d(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>>
     match w.packing {
         Packing::Oc8 => {}
         Packing::Plain => w.expect_dense("w")?,
-        Packing::N16 => return Err(Fault::plan("w is packed as n16, not oc8")),
+        other => return Err(Fault::plan(format!("w is packed as {other:?}, not oc8"))),
     }
     let shape = Conv2dShape {
         channels,

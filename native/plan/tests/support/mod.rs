@@ -100,7 +100,7 @@ impl Draft {
     /// The plan proved, for that many threads.
     pub fn program(&self, threads: usize) -> Result<Program, Fault> {
         let plan = json!({
-            "version": 2, "name": "hand-made", "device": "cpu", "inputs": self.inputs, "outputs": self.outputs,
+            "version": 3, "name": "hand-made", "device": "cpu", "inputs": self.inputs, "outputs": self.outputs,
             "buffers": self.buffers, "constants": self.constants, "tables": self.tables, "segments": self.segments,
             "bank": self.bank,
         });
