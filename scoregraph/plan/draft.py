@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from scoregraph.plan.dims import Batch, dense_strides, dump_dim, parse_dim
+from scoregraph.plan.layouts import STORED
 from scoregraph.plan.schema import (
     Buffer,
     Call,
@@ -30,6 +31,7 @@ from scoregraph.plan.schema import (
 class Draft:
     """What plan passes rewrite: the plan, and each constant's values by id, in the constant's layout.
 
+    bf16 values are held as their bits, i4 and i2 as int8 until they are packed, then as the bytes they share.
     ``counters`` say what lowering did.
     """
 
@@ -156,10 +158,16 @@ class Drafter:
         )
         return Value(f"b{number}", shape, strides, 0, dtype)
 
-    def constant(self, array: np.ndarray, name: str) -> Value:
-        """A constant; equal ones are stored once."""
-        dtype = {"f": "f32", "i": "i64", "u": "u8", "b": "u8"}[array.dtype.kind]
-        array = np.ascontiguousarray(array, {"f32": np.float32, "i64": np.int64, "u8": np.uint8}[dtype])
+    def constant(self, array: np.ndarray, name: str, dtype: str | None = None) -> Value:
+        """A constant; equal ones are stored once.
+
+        Args:
+            array: floats, integers or booleans; weights of i8 … i2 as int8 values, bf16 as uint16 bits.
+            name: what listings call it.
+            dtype: the plan's type; without it f32, i64 or u8, as the array's own kind says.
+        """
+        dtype = dtype or {"f": "f32", "i": "i64", "u": "u8", "b": "u8"}[array.dtype.kind]
+        array = np.ascontiguousarray(array, np.int8 if dtype in ("i4", "i2") else STORED[dtype])
         key = (dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
         number = self._known_constants.setdefault(key, len(self.constants))
         if number == len(self.constants):

@@ -20,13 +20,13 @@ import numpy as np
 import pydantic
 
 from scoregraph.errors import PlanCorrupt, PlanMissing, PlanVersion
+from scoregraph.plan.layouts import STORED, nbytes, store
 from scoregraph.plan.schema import VERSION, Constant, Plan
 
 Bytes = bytes | mmap.mmap | memoryview
 """The contents of a constants file, in memory or mapped."""
 
 ALIGN = 64
-_NUMPY = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8"), "u8": np.dtype("u1")}
 
 
 def file_name(name: str) -> str:
@@ -40,7 +40,7 @@ def lay_out(plan: Plan, arrays: Mapping[int, np.ndarray]) -> tuple[Plan, bytes]:
 
     cells: list[bytes] = []
     for constant in plan.constants:
-        raw = np.ascontiguousarray(arrays[constant.id], dtype=_NUMPY[constant.dtype]).tobytes()
+        raw = store(arrays[constant.id], constant.dtype).tobytes()
         cells.append(raw + bytes(-len(raw) % ALIGN) if raw else bytes(ALIGN))  # Arrow has no place for nothing
     columns = {
         "name": [""] + [c.name for c in plan.constants],
@@ -74,8 +74,8 @@ def lay_out(plan: Plan, arrays: Mapping[int, np.ndarray]) -> tuple[Plan, bytes]:
     placed: list[Constant] = []
     at = start
     for constant, cell in zip(plan.constants, cells, strict=True):
-        nbytes = arrays[constant.id].size * _NUMPY[constant.dtype].itemsize
-        placed.append(constant.model_copy(update={"offset": at, "nbytes": nbytes}))
+        size = nbytes(arrays[constant.id], constant.dtype)
+        placed.append(constant.model_copy(update={"offset": at, "nbytes": size}))
         at += len(cell)
     digest = hashlib.sha256(whole).hexdigest()
     return plan.model_copy(update={"constants": tuple(placed), "constants_sha256": digest}), whole
@@ -196,6 +196,6 @@ def load_stages(folder: Path) -> dict[str, str]:
 
 
 def read_constant(constant: Constant, constants: Bytes) -> np.ndarray:
-    """The packed values of one constant, without a copy, as a flat array."""
-    dtype = _NUMPY[constant.dtype]
+    """What is stored of one constant, without a copy, as a flat array of its ``STORED`` type."""
+    dtype = STORED[constant.dtype]
     return np.frombuffer(constants, dtype, count=constant.nbytes // dtype.itemsize, offset=constant.offset)

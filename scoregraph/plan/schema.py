@@ -171,7 +171,7 @@ class Plan(Data):
     """
 
     format: Literal["scoregraph-plan"] = "scoregraph-plan"
-    version: Literal[2] = VERSION
+    version: Literal[3] = VERSION
     name: str
     device: str
     graph: str = ""

@@ -16,36 +16,19 @@ from torch import Tensor
 
 from scoregraph.backends.protocol import Constants
 from scoregraph.plan.dims import at, parse_dim, per_unit
-from scoregraph.plan.schema import Buffer, Constant, Plan
+from scoregraph.plan.files import read_constant
+from scoregraph.plan.layouts import logical
+from scoregraph.plan.schema import Buffer, Plan
 
 NUMPY = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8"), "u8": np.dtype("u1")}
 FIXED = {"i64": torch.int64, "u8": torch.uint8}
-
-
-def unpack(constant: Constant, data: Constants) -> np.ndarray:
-    """A constant in its logical shape, whatever its layout. Padding is dropped."""
-    shape = constant.shape
-    if constant.layout == "n16":
-        n, k = shape
-        stored = (math.ceil(n / 16), k, 16)
-    elif constant.layout == "oc8":
-        o, i, kh, kw = shape
-        stored = (math.ceil(o / 8), i, kh, kw, 8)
-    else:
-        stored = shape
-    flat = np.frombuffer(data, NUMPY[constant.dtype], count=math.prod(stored), offset=constant.offset)
-    packed = flat.reshape(stored)
-    if constant.layout == "plain":
-        return packed
-    # The panel's own axis stands last; it belongs right after the panel's number.
-    return np.moveaxis(packed, -1, 1).reshape(-1, *shape[1:])[: shape[0]]
 
 
 def load_constants(plan: Plan, data: Constants, dtype: torch.dtype) -> dict[str, Tensor]:
     """All constants by reference (``c0`` …); float32 ones in ``dtype``."""
     loaded: dict[str, Tensor] = {}
     for constant in plan.constants:
-        tensor = torch.from_numpy(unpack(constant, data).copy())
+        tensor = torch.from_numpy(logical(constant, read_constant(constant, data)).copy())
         loaded[f"c{constant.id}"] = tensor.to(dtype) if constant.dtype == "f32" else tensor
     return loaded
 

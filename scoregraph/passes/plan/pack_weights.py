@@ -1,8 +1,8 @@
 """Lay weights out once, at compile time, as the device's kernels read them; a saved plan maps them as they are.
 
-``n16``: W [N, K] → [ceil(N/16)][K][16], so that a GEMM reads 16 output columns of one k from one cache line.
-``oc8``: W [O, I, kh, kw] → [ceil(O/8)][I][kh][kw][8], so that a convolution broadcasts 8 output channels of one tap.
-Padding is zero.
+The layouts are those of ``scoregraph.plan.layouts``. A backend names the one it wants for float32 weights of each role;
+bf16 and integer weights of the same role come in that layout's counterpart, which keeps pairs and quads of inputs
+together as the dot-product instructions take them.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from scoregraph.passes.base import Fuel, Miss, PassResult
 from scoregraph.plan.draft import Draft
+from scoregraph.plan.layouts import pack, store
+
+_OF_DTYPE = {"n16": {"f32": "n16", "bf16": "k2n16"}, "oc8": {"f32": "oc8"}}
+_OF_INTEGERS = {"n16": "q4n16", "oc8": "q4oc8"}
+_INTEGERS = ("i8", "i7", "i6", "i4", "i2")
 
 
-def pack(array: np.ndarray, layout: str) -> np.ndarray:
-    """``array`` in ``layout``."""
-    if layout == "plain":
-        return array
-    width = {"n16": 16, "oc8": 8}[layout]
-    rows = -(-array.shape[0] // width)
-    padded = np.zeros((rows * width, *array.shape[1:]), array.dtype)
-    padded[: array.shape[0]] = array
-    return np.ascontiguousarray(np.moveaxis(padded.reshape(rows, width, *array.shape[1:]), 1, -1))
+def layout_for(wanted: str, dtype: str) -> str:
+    """The layout of weights of ``dtype`` where float32 ones would come in ``wanted``; plain where there is none."""
+    if dtype in _INTEGERS:
+        return _OF_INTEGERS.get(wanted, "plain")
+    return _OF_DTYPE.get(wanted, {}).get(dtype, "plain")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class PackWeights:
         constants, arrays, misses = list(module.plan.constants), dict(module.arrays), list[Miss]()
         packed = 0
         for number, used in roles.items():
-            wanted = {self.layouts.get(role, "plain") for role in used}
+            dtype = constants[number].dtype
+            wanted = {layout_for(self.layouts.get(role, "plain"), dtype) for role in used}
             if wanted == {"plain"} or constants[number].layout != "plain":
                 continue
             if len(wanted) > 1:
@@ -58,7 +58,7 @@ class PackWeights:
             if not fuel.spend():
                 break
             layout = wanted.pop()
-            arrays[number] = pack(arrays[number], layout)
+            arrays[number] = store(pack(arrays[number], layout), dtype)
             constants[number] = constants[number].model_copy(update={"layout": layout})
             packed += 1
         plan = module.plan.model_copy(update={"constants": tuple(constants)})

@@ -11,12 +11,13 @@ from torch.nn import functional
 from scoregraph.backends.protocol import Miss
 from scoregraph.backends.reference import noise
 from scoregraph.backends.reference.frame import Frame
-from scoregraph.backends.reference.memory import unpack
 from scoregraph.backends.reference.ops import OPS
 from scoregraph.backends.reference.program import Reference
 from scoregraph.errors import BadInput, Cancelled, IndexOutOfRange, MissingInput
 from scoregraph.graph import guidance, prediction, samplers, schedules
 from scoregraph.graph import noise as definition
+from scoregraph.plan.files import read_constant
+from scoregraph.plan.layouts import logical
 from scoregraph.plan.schema import (
     Buffer,
     Call,
@@ -185,7 +186,7 @@ def test_packed_constants_are_unpacked(layout: str, shape: tuple[int, ...]):
         packed[(index[0] // width, *index[1:], index[0] % width)] = weights[index]
     data = bytes(64) + packed.tobytes()
     constant = Constant(id=0, name="w", shape=shape, layout=layout, offset=64, nbytes=packed.nbytes)
-    assert np.array_equal(unpack(constant, data), weights)
+    assert np.array_equal(logical(constant, read_constant(constant, data)), weights)
 
 
 # --- A whole plan: a guided two-layer network under DDIM with noise, by hand ---------------------

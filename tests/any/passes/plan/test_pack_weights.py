@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from scoregraph.passes.base import Fuel
-from scoregraph.passes.plan.pack_weights import PackWeights, pack
+from scoregraph.passes.plan.pack_weights import PackWeights
 from scoregraph.passes.plan.pipeline import LAYOUTS
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter
+from scoregraph.plan.layouts import logical, pack
 
 RNG = np.random.default_rng(0)
 PASS = PackWeights(LAYOUTS["cpu"])
@@ -115,3 +116,24 @@ def test_packing_twice_changes_nothing_more():
     assert again.rewrites == 0
     for number, array in again.module.arrays.items():
         np.testing.assert_array_equal(array, once.arrays[number])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "linear", "conv"),
+    [("bf16", "k2n16", "plain"), ("i8", "q4n16", "q4oc8"), ("i7", "q4n16", "q4oc8"), ("i4", "q4n16", "q4oc8")],
+)
+def test_the_type_of_weights_chooses_the_counterpart_of_a_layout(dtype, linear, conv):
+    d = Drafter("typed", "cpu")
+    d.begin("once")
+    stored = np.uint16 if dtype == "bf16" else np.int8
+    w = d.constant(RNG.integers(0, 7, (5, 8)).astype(stored), "w", dtype)
+    kernel = d.constant(RNG.integers(0, 7, (3, 2, 3, 3)).astype(stored), "kernel", dtype)
+    y, z = d.new((Batch(), 5)), d.new((Batch(), 3, 6, 6))
+    d.call("linear", {"x": given(d, "x", 8), "w": w}, {"y": y}, {}, "linear")
+    d.call("conv2d", {"x": given(d, "image", 2, 6, 6), "w": kernel}, {"y": z}, {}, "conv")
+    draft = d.build()
+    packed = PASS.run(draft).module
+    assert layouts(packed) == {"w": linear, "kernel": conv}
+    for constant in packed.plan.constants:
+        stored = packed.arrays[constant.id].reshape(-1)
+        np.testing.assert_array_equal(logical(constant, stored), draft.arrays[constant.id])
