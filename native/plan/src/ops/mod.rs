@@ -3,6 +3,7 @@
 mod args;
 mod attention;
 mod elementwise;
+mod group_norm;
 mod linear;
 mod machine;
 mod norm;
@@ -92,7 +93,7 @@ const RULES: &[(&str, Rule)] = &[
     ("matmul", linear::matmul),
     ("attention", attention::attention),
     ("softmax", norm::softmax),
-    ("group_norm", norm::group_norm),
+    ("group_norm", group_norm::group_norm),
     ("layer_norm", norm::layer_norm),
     ("rms_norm", norm::rms_norm),
     ("conv2d", spatial::conv2d),

@@ -7,7 +7,8 @@ use scoregraph_kernels::Act;
 use scoregraph_kernels::conv::{Conv2d as Conv2dKernel, Conv2dOp, Conv2dShape};
 use scoregraph_kernels::pool2d::{self, Pool2d as Pool2dArgs};
 
-use super::norm::{per_channel, vector};
+use super::group_norm::per_channel;
+use super::norm::vector;
 use super::{Args, Frame, Kernel, Target};
 use crate::fault::{Fault, Result};
 use crate::operand::{Operand, Region};
