@@ -126,6 +126,40 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_bytes(self, ptr: *mut u8, v: __m256i, n: usize) {
+        const LOW: [i8; 16] = [0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1];
+        // SAFETY: 8 bytes are written where the caller allows 8, else the first n of a local copy.
+        unsafe {
+            let packed = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(_mm_loadu_si128(LOW.as_ptr().cast())));
+            let bytes = _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256::<1>(packed));
+            if n >= 8 {
+                _mm_storel_epi64(ptr.cast(), bytes);
+            } else {
+                let lanes = (_mm_cvtsi128_si64(bytes) as u64).to_le_bytes();
+                std::ptr::copy_nonoverlapping(lanes.as_ptr(), ptr, n);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(self, ptr: *mut u16, v: __m256i, n: usize) {
+        const LOW: [i8; 16] = [0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1];
+        // SAFETY: 8 words are written where the caller allows 8, else the first n of a local copy; as bytes, so of any
+        // alignment.
+        unsafe {
+            let packed = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(_mm_loadu_si128(LOW.as_ptr().cast())));
+            let words = _mm_unpacklo_epi64(_mm256_castsi256_si128(packed), _mm256_extracti128_si256::<1>(packed));
+            if n >= 8 {
+                _mm_storeu_si128(ptr.cast(), words);
+            } else {
+                let mut lanes = [0u8; 16];
+                _mm_storeu_si128(lanes.as_mut_ptr().cast(), words);
+                std::ptr::copy_nonoverlapping(lanes.as_ptr(), ptr.cast::<u8>(), 2 * n);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn pin<const N: usize>(self, ptr: *const f32, mut values: [__m256; N]) -> (*const f32, [__m256; N]) {
         let mut ptr = ptr;
         if let [a, b, c] = values.as_mut_slice() {

@@ -79,6 +79,18 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn store_bytes(self, ptr: *mut u8, v: __m512i, n: usize) {
+        // SAFETY: the caller's contract; masked lanes are not accessed.
+        unsafe { _mm_mask_storeu_epi8(ptr.cast(), first(n), _mm512_cvtepi32_epi8(v)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(self, ptr: *mut u16, v: __m512i, n: usize) {
+        // SAFETY: the caller's contract; masked lanes are not accessed.
+        unsafe { _mm256_mask_storeu_epi16(ptr.cast(), first(n), _mm512_cvtepi32_epi16(v)) }
+    }
+
+    #[inline(always)]
     fn any(self, mask: __mmask16) -> bool {
         mask != 0
     }

@@ -57,6 +57,8 @@ impl<S: Simd> Simd for Unfused<S> {
         store_first(ptr: *mut f32, v: S::F, n: usize);
         load_i(ptr: *const i32) -> S::I;
         store_i(ptr: *mut i32, v: S::I);
+        store_bytes(ptr: *mut u8, v: S::I, n: usize);
+        store_words(ptr: *mut u16, v: S::I, n: usize);
     }
 
     same! {

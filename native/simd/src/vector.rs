@@ -191,6 +191,48 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `ptr..ptr + LANES` must be writable.
     unsafe fn store_i(self, ptr: *mut i32, v: Self::I);
 
+    /// Writes the low byte of the first `n` lanes; the memory of the others is not touched.
+    ///
+    /// # Safety
+    /// `ptr..ptr + min(n, LANES)` must be writable.
+    #[inline(always)]
+    unsafe fn store_bytes(self, ptr: *mut u8, v: Self::I, n: usize) {
+        let mut lanes = [0i32; 16];
+        // SAFETY: LANES <= 16, and the caller's contract.
+        unsafe {
+            self.store_i(lanes.as_mut_ptr(), v);
+            for (i, lane) in lanes.iter().enumerate().take(n.min(Self::LANES)) {
+                ptr.add(i).write(*lane as u8);
+            }
+        }
+    }
+
+    /// Writes the low 16 bits of the first `n` lanes, to any alignment; the memory of the others is not touched.
+    ///
+    /// # Safety
+    /// `ptr..ptr + min(n, LANES)` must be writable.
+    #[inline(always)]
+    unsafe fn store_words(self, ptr: *mut u16, v: Self::I, n: usize) {
+        let mut lanes = [0i32; 16];
+        // SAFETY: LANES <= 16, and the caller's contract.
+        unsafe {
+            self.store_i(lanes.as_mut_ptr(), v);
+            for (i, lane) in lanes.iter().enumerate().take(n.min(Self::LANES)) {
+                ptr.add(i).write_unaligned(*lane as u16);
+            }
+        }
+    }
+
+    /// bf16 in the low halves: the upper half of the float, rounded to nearest even; NaN stays NaN.
+    #[inline(always)]
+    fn to_bf16(self, a: Self::F) -> Self::I {
+        let bits = self.bits(a);
+        let odd = self.and(self.shr(bits, 16), self.splat_i(1));
+        let rounded = self.shr(self.add_i(self.add_i(bits, self.splat_i(0x7FFF)), odd), 16);
+        // Rounding could carry a NaN of few bits into an infinity.
+        self.bits(self.select(self.is_nan(a), self.from_bits(self.splat_i(0x7FC0)), self.from_bits(rounded)))
+    }
+
     /// Returns its arguments; what is read through the pointer is read after `values` are computed. It costs no
     /// instruction.
     ///

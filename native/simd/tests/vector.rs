@@ -121,6 +121,69 @@ fn operations_are_the_same_bits_everywhere() {
     }
 }
 
+/// Narrowed lanes: bytes, words and bf16, of every number of lanes, with what lies behind them left alone.
+struct Narrow<'a>(&'a [i32]);
+
+impl Kernel for Narrow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for bits in self.0.chunks_exact(S::LANES) {
+            for n in 0..=S::LANES {
+                let (mut bytes, mut words, mut halves) = ([77u8; 16], [777u16; 16], [777u16; 16]);
+                // SAFETY: the chunk has LANES elements, and LANES <= 16.
+                unsafe {
+                    let v = s.load_i(bits.as_ptr());
+                    s.store_bytes(bytes.as_mut_ptr(), v, n);
+                    s.store_words(words.as_mut_ptr(), v, n);
+                    s.store_words(halves.as_mut_ptr(), s.to_bf16(s.from_bits(v)), n);
+                }
+                for i in 0..16 {
+                    if i >= n {
+                        assert_eq!((bytes[i], words[i], halves[i]), (77, 777, 777));
+                        continue;
+                    }
+                    assert_eq!((bytes[i], words[i]), (bits[i] as u8, bits[i] as u16));
+                    let (exact, made) = (f32::from_bits(bits[i] as u32), f32::from_bits(u32::from(halves[i]) << 16));
+                    if exact.is_nan() {
+                        assert!(made.is_nan());
+                        continue;
+                    }
+                    // The nearest of the two neighbours, the even one of a tie; beyond the largest lies 2^128.
+                    let below = bits[i] as u32 & 0xFFFF_0000;
+                    let value = |bits: u32| {
+                        let value = f64::from(f32::from_bits(bits));
+                        if value.is_infinite() { value.signum() * 2f64.powi(128) } else { value }
+                    };
+                    let (low, high) = (value(below), value(below.wrapping_add(0x1_0000)));
+                    let x = value(bits[i] as u32);
+                    let up = match ((x - low).abs(), (high - x).abs()) {
+                        (a, b) if a == b && exact.is_finite() => below & 0x1_0000 != 0,
+                        (a, b) => exact.is_finite() && a > b,
+                    };
+                    let want = (below >> 16) as u16 + u16::from(up);
+                    assert_eq!(halves[i], want, "{:x} as bf16", bits[i]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lanes_are_narrowed() {
+    let mut state = 3u64;
+    let mut bits: Vec<i32> = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN, 1e-40]
+        .map(|x: f32| x.to_bits() as i32)
+        .to_vec();
+    bits.extend([0x3F80_8000, 0x3F81_8000, 0x3F80_8001, 0x3F80_7FFF, -1, 0x7F80_0001, 0x0000_8000, 0x7F7F_8000]);
+    for _ in 0..2048 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bits.push((state >> 32) as i32);
+    }
+    isas().for_each(|isa| isa.dispatch(Narrow(&bits)));
+}
+
 struct Transpose<'a>(&'a [f32], &'a mut [f32]);
 
 impl Kernel for Transpose<'_> {
