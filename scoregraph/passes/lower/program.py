@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,7 +55,7 @@ def lower_program(
         elif node.op == "get_attr":
             values[node] = drafter.constant(_attribute(module, str(node.target)), f"{name}.{node.target}")
         elif node.op == "output":
-            found = _resolve(node.args[0], {n: repeated(v) if n in shared else v for n, v in values.items()})
+            found = _resolve(node.args[0], repeated.operands(node, values, shared))
             return cast(list[Value], found) if isinstance(found, list) else [found]
         elif not shared.intersection(node.all_input_nodes):
             values[node] = _call(drafter, node, values, name)
@@ -63,7 +63,7 @@ def lower_program(
             values[node] = _times(_call(drafter, node, values, name), branches)
         elif all(n in shared or not _grows(values[n]) for n in node.all_input_nodes):
             # Sizes are those of all branches; one of them is 1/K of that.
-            own = {n: _over(v, branches) if isinstance(v, Batch) else v for n, v in values.items()}
+            own = {n: _over(v, branches) if isinstance(v := values[n], Batch) else v for n in node.all_input_nodes}
             before = len(drafter.segments[-1].calls)
             values[node] = _call(drafter, node, own, name)
             shared.add(node)
@@ -71,7 +71,7 @@ def lower_program(
                 drafter.counters.get("calls_shared", 0) + len(drafter.segments[-1].calls) - before
             )
         else:
-            values[node] = _call(drafter, node, {n: repeated(v) if n in shared else v for n, v in values.items()}, name)
+            values[node] = _call(drafter, node, repeated.operands(node, values, shared), name)
     raise AssertionError("a graph ends in an output node")
 
 
@@ -104,6 +104,10 @@ class _Repeated:
     drafter: Drafter
     branches: int
     known: dict[tuple[Any, ...], Value] = field(default_factory=dict[tuple[Any, ...], Value])
+
+    def operands(self, node: Node, values: Mapping[Node, Any], shared: Collection[Node]) -> dict[Node, Any]:
+        """What ``node`` reads, in all branches."""
+        return {n: self(values[n]) if n in shared else values[n] for n in node.all_input_nodes}
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
