@@ -27,6 +27,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": lambda x: x * torch.sigmoid(x),
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "gelu_erf": functional.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": torch.relu,
     "erf": torch.erf,
     "floor": torch.floor,

@@ -106,7 +106,8 @@ class Run:
     def _call(self, call: Call, segment: Segment, row: int | None, round_: int) -> None:
         ins = {role: self.storage[ref] for role, ref in call.ins.items()}
         outs = {role: self.storage[ref] for role, ref in call.outs.items()}
-        frame = Frame(outs, self.tables, row, self.seeds, self.dtype, call.site, segment.variant, round_)
+        dtypes = {role: self.plan.buffers[int(ref[1:])].dtype for role, ref in call.outs.items()}
+        frame = Frame(outs, self.tables, row, self.seeds, self.dtype, call.site, segment.variant, round_, dtypes)
         made = OPS[call.op](ins, call.attrs, frame)
         results = {next(iter(outs)): made} if isinstance(made, Tensor) else made
         for role, value in results.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Frame:
         site: where the call came from.
         variant: the column that says which variant a row is; None if the segment has none.
         round: how many rounds of a repeated segment are complete.
+        dtypes: the plan's types of the results by role, f32 where none is stated.
     """
 
     outs: Roles
@@ -37,6 +38,7 @@ class Frame:
     site: str
     variant: int | None = None
     round: int = 0
+    dtypes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def shape(self, role: str) -> tuple[int, ...]:
         """The planned shape of a result."""

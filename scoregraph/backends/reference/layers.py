@@ -5,10 +5,13 @@ Sizes follow docs/plan-format.md: n counts samples times branches, M is the prod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scoregraph.backends.reference import formats
 from scoregraph.backends.reference.elementwise import activate
 from scoregraph.backends.reference.frame import Attrs, Frame, Roles
 from scoregraph.errors import IndexOutOfRange
@@ -22,11 +25,10 @@ def _rows(per_group: Tensor, m: int) -> Tensor:
 # --- Products -----------------------------------------------------------------------------------
 
 
-def linear(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
-    """y = residual + gate * act(x w^T + bias)."""
+def linear(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor | dict[str, Tensor]:
+    """y = residual + gate * act(x w^T + bias); x and w in any of their formats."""
     shape = frame.shape("y")
-    w = ins["w"]
-    y = ins["x"].reshape(-1, w.shape[1]) @ w.T
+    y = _product(ins, frame)
     if "bias" in ins:
         y = y + ins["bias"]
     y = activate(y, attrs)
@@ -34,7 +36,18 @@ def linear(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
         y = _rows(ins["gate"], y.shape[0]) * y
     if "residual" in ins:
         y = ins["residual"].reshape(y.shape) + y
-    return y.reshape(shape)
+    return formats.encode(y.reshape(shape), ins, frame)
+
+
+def _product(ins: Roles, frame: Frame) -> Tensor:
+    """x w^T [M, N] in the program's precision."""
+    w = ins["w"]
+    if "wscale" in ins:
+        return formats.integer_product(ins, frame.dtype)
+    x = ins["x"].reshape(-1, w.shape[1])
+    if w.dtype == torch.bfloat16 and x.dtype != torch.bfloat16:
+        x = formats.bf16(x)
+    return x.to(frame.dtype) @ w.to(frame.dtype).T
 
 
 def matmul(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
@@ -43,8 +56,16 @@ def matmul(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
 
 
 def conv2d(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
-    """y = residual + act(conv(x, w) + bias + emb)."""
-    y = functional.conv2d(ins["x"], ins["w"], stride=attrs["stride"], padding=attrs["padding"])
+    """y = residual + act(conv(x, w) + bias + emb), x with every pixel repeated ``up`` times."""
+    exact = "wscale" in ins
+    x, w = (formats.integer_image(ins), ins["w"].to(torch.float64)) if exact else (ins["x"], ins["w"])
+    tall, wide = attrs.get("up", (1, 1))
+    top, left, bottom, right = _borders(attrs["padding"])
+    x = x.repeat_interleave(tall, dim=2).repeat_interleave(wide, dim=3)
+    y = functional.conv2d(functional.pad(x, (left, right, top, bottom)), w, stride=attrs["stride"])
+    if exact:
+        scale = formats.spread_scale(ins["grid"], x.shape[0]).to(frame.dtype)
+        y = y.to(frame.dtype) * (scale[:, None] * ins["wscale"][:, 0].to(frame.dtype))[:, :, None, None]
     if "bias" in ins:
         y = y + ins["bias"][None, :, None, None]
     if "emb" in ins:
@@ -53,18 +74,38 @@ def conv2d(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
     return ins["residual"] + y if "residual" in ins else y
 
 
+def _borders(padding: Sequence[int]) -> tuple[int, int, int, int]:
+    """Rows and columns of zeros: top, left, bottom, right; two numbers are those of opposite sides alike."""
+    top, left, *others = padding
+    bottom, right = others or (top, left)
+    return top, left, bottom, right
+
+
 def attention(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
     """softmax(scale * q k^T + mask) v."""
-    logits = attrs["scale"] * (ins["q"] @ ins["k"].transpose(-1, -2))
-    if "mask" in ins:
-        logits = logits + ins["mask"]
-    return torch.softmax(logits, dim=-1) @ ins["v"]
+    q, k, v, mask = ins["q"], ins["k"], ins["v"], ins.get("mask")
+    match attrs.get("format", "f32"):
+        case "i8":
+            return formats.attention_i8(q, k, v, attrs["scale"], mask)
+        case "bf16":
+            return formats.attention_bf16(q, k, v, attrs["scale"], mask)
+        case _:
+            logits = attrs["scale"] * (q @ k.transpose(-1, -2))
+            logits = logits if mask is None else logits + mask
+            return torch.softmax(logits, dim=-1) @ v
+
+
+def select_row(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+    """x[r] or x[:, r], r the entry of the table's row in ``column``, or the row's own number."""
+    column = attrs.get("column")
+    row = frame.current(attrs) if column is None else int(frame.entry(attrs, column))
+    return ins["x"].select(attrs["axis"], row).clone()
 
 
 # --- Norms and reductions -----------------------------------------------------------------------
 
 
-def group_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+def group_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor | dict[str, Tensor]:
     """act((norm * weight + bias) * (1 + scale) + shift), over the channels of each group and space."""
     x = ins["x"]
     n, channels = x.shape[:2]
@@ -80,10 +121,10 @@ def group_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
         y = y * (1.0 + ins["scale"][:, :, None])
     if "shift" in ins:
         y = y + ins["shift"][:, :, None]
-    return activate(y.reshape(x.shape), attrs)
+    return formats.encode(activate(y.reshape(x.shape), attrs), ins, frame)
 
 
-def layer_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
+def layer_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor | dict[str, Tensor]:
     """act((norm * weight + bias) * (1 + scale) + shift), over the last dimension."""
     x = ins["x"].reshape(-1, ins["x"].shape[-1])
     mean = x.mean(dim=-1, keepdim=True)
@@ -97,14 +138,20 @@ def layer_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
         y = y * (1.0 + _rows(ins["scale"], y.shape[0]))
     if "shift" in ins:
         y = y + _rows(ins["shift"], y.shape[0])
-    return activate(y.reshape(ins["x"].shape), attrs)
+    return formats.encode(activate(y.reshape(ins["x"].shape), attrs), ins, frame)
 
 
-def rms_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
-    x = ins["x"]
+def rms_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor | dict[str, Tensor]:
+    """x / sqrt(mean(x^2) + eps) * weight * (1 + scale) + shift, over the last dimension."""
+    x = ins["x"].reshape(-1, ins["x"].shape[-1])
     y = x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + attrs["eps"])
-    return y * ins["weight"] if "weight" in ins else y
+    if "weight" in ins:
+        y = y * ins["weight"]
+    if "scale" in ins:
+        y = y * (1.0 + _rows(ins["scale"], y.shape[0]))
+    if "shift" in ins:
+        y = y + _rows(ins["shift"], y.shape[0])
+    return formats.encode(y.reshape(ins["x"].shape), ins, frame)
 
 
 def softmax(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:

@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scoregraph.backends.protocol import Constants
 from scoregraph.plan.dims import at, parse_dim, per_unit
 from scoregraph.plan.files import read_constant
-from scoregraph.plan.layouts import logical
+from scoregraph.plan.layouts import STORED, logical
 from scoregraph.plan.schema import Buffer, Plan
 
-NUMPY = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8"), "u8": np.dtype("u1")}
-FIXED = {"i64": torch.int64, "u8": torch.uint8}
+FIXED = {"i64": torch.int64, "u8": torch.uint8, "u7": torch.uint8, "bf16": torch.bfloat16}
 
 
 def load_constants(plan: Plan, data: Constants, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -29,7 +27,14 @@ def load_constants(plan: Plan, data: Constants, dtype: torch.dtype) -> dict[str,
     loaded: dict[str, Tensor] = {}
     for constant in plan.constants:
         tensor = torch.from_numpy(logical(constant, read_constant(constant, data)).copy())
-        loaded[f"c{constant.id}"] = tensor.to(dtype) if constant.dtype == "f32" else tensor
+        match constant.dtype:
+            case "f32":
+                tensor = tensor.to(dtype)
+            case "bf16":  # held as its bits
+                tensor = tensor.view(torch.bfloat16)
+            case _:
+                pass
+        loaded[f"c{constant.id}"] = tensor
     return loaded
 
 
@@ -81,7 +86,7 @@ def _arenas(plan: Plan, batch: int, dtype: torch.dtype) -> Callable[[Buffer], Te
     for buffer in plan.buffers:
         if buffer.slot is not None:
             elements = per_unit(parse_dim(dim) for dim in buffer.shape)
-            end = buffer.slot.offset + elements * NUMPY[buffer.dtype].itemsize
+            end = buffer.slot.offset + elements * STORED[buffer.dtype].itemsize
             sizes[buffer.slot.space] = max(sizes[buffer.slot.space], end)
     units: Mapping[str, int] = {"batch": batch, "fixed": 1}
     arenas = {

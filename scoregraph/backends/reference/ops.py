@@ -5,7 +5,7 @@ All arithmetic is in the precision of the operands, float32 or float64, except w
 
 from __future__ import annotations
 
-from scoregraph.backends.reference import elementwise, layers, sampling, statistics
+from scoregraph.backends.reference import elementwise, formats, layers, sampling, statistics
 from scoregraph.backends.reference.frame import Op
 
 OPS: dict[str, Op] = {
@@ -23,6 +23,8 @@ OPS: dict[str, Op] = {
         elementwise.fill,
         elementwise.pointwise,
         elementwise.copy,
+        formats.quantize,
+        layers.select_row,
         layers.linear,
         layers.matmul,
         layers.conv2d,
