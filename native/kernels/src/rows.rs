@@ -1,8 +1,10 @@
 //! What kernels over rows share: tiles of whole rows, folds over a row, and a map over a row.
 
+use std::ops::Range;
+
 use scoregraph_simd::{Disjoint, Kernel, Simd};
 
-use crate::Context;
+use crate::{Context, Layout};
 
 /// Elements a tile should go through at least, so that handing it out costs little.
 const TILE_ELEMENTS: usize = 4096;
@@ -28,6 +30,48 @@ pub(crate) fn for_rows<'a, K: Kernel<Output = ()>>(
         let part = unsafe { y.part(first * cols..last * cols) };
         ctx.isa.dispatch(make(first, part));
     });
+}
+
+/// Splits `rows` rows, each the result of `cost` elements, into tiles and calls `f(rows of the tile, thread)` on each.
+pub(crate) fn for_row_ranges(ctx: &Context, rows: usize, cost: usize, f: impl Fn(Range<usize>, usize) + Sync) {
+    let per_tile = TILE_ELEMENTS.div_ceil(cost.max(1)).min(rows.div_ceil(ctx.pool.threads())).max(1);
+    ctx.pool.run(rows.div_ceil(per_tile), &|tile, thread| {
+        let first = tile * per_tile;
+        f(first..(first + per_tile).min(rows), thread);
+    });
+}
+
+/// Where the rows of a window lie: adjacent elements along its last dimension.
+#[derive(Clone, Copy)]
+pub(crate) struct RowStarts {
+    /// Their number.
+    pub(crate) rows: usize,
+    /// Their length.
+    pub(crate) cols: usize,
+    /// How far they are apart, if evenly.
+    stride: Option<usize>,
+    layout: Layout,
+}
+
+impl RowStarts {
+    /// None if elements of a row are not adjacent.
+    pub(crate) fn new(layout: &Layout) -> Option<RowStarts> {
+        let &cols = layout.shape().last()?;
+        if cols > 1 && layout.strides().last() != Some(&1) {
+            return None;
+        }
+        let stride = layout.as_rows().map(|(_, _, stride)| stride);
+        Some(RowStarts { rows: layout.len().checked_div(cols).unwrap_or(0), cols, stride, layout: *layout })
+    }
+
+    /// The first element of row `m`.
+    #[inline(always)]
+    pub(crate) fn at(&self, m: usize) -> usize {
+        match self.stride {
+            Some(stride) => m * stride,
+            None => self.layout.offset(m * self.cols),
+        }
+    }
 }
 
 /// Folds a row into the vectors of a state, in four chains that `join` brings together in one fixed order.
