@@ -95,9 +95,9 @@ fn report(ctx: &Context, what: &str, rate: f64, peak: f64) {
 }
 
 fn main() {
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.supported()) {
+    for isa in Isa::FLOAT.into_iter().filter(|isa| isa.supported()) {
         let ctx = Context { isa, pool: &Serial };
-        let lanes = [1, 8, 16][isa as usize];
+        let lanes = isa.lanes();
         let steps = 200_000;
         let seconds = best(20, || {
             black_box(isa.dispatch(Peak(steps)));

@@ -2,12 +2,14 @@
 
 use std::arch::x86_64::*;
 
+use crate::dots::{DotKernel, Dots};
 use crate::isa::Isa;
 use crate::vector::{Kernel, Simd};
 
-/// Token of AVX2 and FMA. The private field keeps anyone but [`enter`] from making one.
+/// Token of AVX2 and FMA, and with `VNNI` of AVX-VNNI. The private field keeps anyone but the functions that enter from
+/// making one.
 #[derive(Clone, Copy)]
-pub struct Avx2(());
+pub struct Avx2<const VNNI: bool = false>(());
 
 /// Runs `kernel` in a function that may use AVX2 and FMA.
 ///
@@ -15,7 +17,25 @@ pub struct Avx2(());
 /// The processor must support both.
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx2(()))
+    kernel.run(Avx2::<false>(()))
+}
+
+/// The same for a kernel over [`Dots`].
+///
+/// # Safety
+/// The processor must support both.
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn enter_dots<K: DotKernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2::<false>(()))
+}
+
+/// The same in a function that may use AVX-VNNI too.
+///
+/// # Safety
+/// The processor must support AVX2, FMA and AVX-VNNI.
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub unsafe fn enter_vnni<K: DotKernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2::<true>(()))
 }
 
 /// [`Simd::transpose_8x8`] for every instruction set that has AVX.
@@ -81,7 +101,7 @@ macro_rules! ops {
     )*};
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = __m256;
     type I = __m256i;
     type M = __m256;
@@ -234,5 +254,32 @@ impl Simd for Avx2 {
         round_i(a: __m256) -> __m256i = _mm256_cvtps_epi32(a);
         bits(a: __m256) -> __m256i = _mm256_castps_si256(a);
         from_bits(a: __m256i) -> __m256 = _mm256_castsi256_ps(a);
+    }
+}
+
+impl<const VNNI: bool> Dots for Avx2<VNNI> {
+    const VNNI: bool = VNNI;
+
+    #[inline(always)]
+    fn dot4(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        if VNNI {
+            // SAFETY: register arithmetic; a token with `VNNI` means that the processor has AVX-VNNI.
+            return unsafe { _mm256_dpbusd_avx_epi32(sum, a, b) };
+        }
+        // SAFETY: register arithmetic; `self` is a token, so the processor has AVX2.
+        let (even, odd) = unsafe { (_mm256_and_si256(a, _mm256_set1_epi16(0xFF)), _mm256_srli_epi16::<8>(a)) };
+        let sum = self.dot_halves(sum, even, self.even_bytes(b));
+        self.dot_halves(sum, odd, self.odd_bytes(b))
+    }
+
+    ops! {
+        dot2(a: __m256i, b: __m256i) -> __m256i = _mm256_maddubs_epi16(a, b);
+        add_pairs(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi16(a, b);
+        widen(sum: __m256i, pairs: __m256i) -> __m256i =
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        even_bytes(a: __m256i) -> __m256i = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
+        odd_bytes(a: __m256i) -> __m256i = _mm256_srai_epi16::<8>(a);
+        dot_halves(sum: __m256i, a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+        mul_i(a: __m256i, b: __m256i) -> __m256i = _mm256_mullo_epi32(a, b);
     }
 }

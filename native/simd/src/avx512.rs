@@ -2,12 +2,14 @@
 
 use std::arch::x86_64::*;
 
+use crate::dots::{Bf16Dots, Bf16Kernel, DotKernel, Dots};
 use crate::isa::Isa;
 use crate::vector::{Kernel, Simd};
 
-/// Token of AVX-512. The private field keeps anyone but [`enter`] from making one.
+/// Token of AVX-512, with `VNNI` and `BF16` of those extensions too. The private field keeps anyone but the functions that
+/// enter from making one.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const VNNI: bool = false, const BF16: bool = false>(());
 
 /// Runs `kernel` in a function that may use AVX-512.
 ///
@@ -15,7 +17,34 @@ pub struct Avx512(());
 /// The processor must support AVX-512 F, BW, DQ, VL, AVX2 and FMA.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx512(()))
+    kernel.run(Avx512::<false, false>(()))
+}
+
+/// The same for a kernel over [`Dots`].
+///
+/// # Safety
+/// As [`enter`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub unsafe fn enter_dots<K: DotKernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512::<false, false>(()))
+}
+
+/// The same in a function that may use VNNI too.
+///
+/// # Safety
+/// As [`enter`]; and the processor must support AVX-512 VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub unsafe fn enter_vnni<K: DotKernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512::<true, false>(()))
+}
+
+/// Runs `kernel` in a function that may use AVX-512 with VNNI and BF16.
+///
+/// # Safety
+/// As [`enter_vnni`]; and the processor must support AVX-512 BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")]
+pub unsafe fn enter_bf16<K: Bf16Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512::<true, true>(()))
 }
 
 #[inline(always)]
@@ -34,7 +63,7 @@ macro_rules! ops {
     )*};
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
@@ -149,5 +178,46 @@ impl Simd for Avx512 {
         round_i(a: __m512) -> __m512i = _mm512_cvtps_epi32(a);
         bits(a: __m512) -> __m512i = _mm512_castps_si512(a);
         from_bits(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
+    }
+}
+
+impl<const VNNI: bool, const BF16: bool> Dots for Avx512<VNNI, BF16> {
+    const VNNI: bool = VNNI;
+
+    #[inline(always)]
+    fn dot4(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        if VNNI {
+            // SAFETY: register arithmetic; a token with `VNNI` means that the processor has AVX-512 VNNI.
+            return unsafe { _mm512_dpbusd_epi32(sum, a, b) };
+        }
+        // SAFETY: register arithmetic; `self` is a token, so the processor has AVX-512 F and BW.
+        let (even, odd) = unsafe { (_mm512_and_si512(a, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16::<8>(a)) };
+        let sum = self.dot_halves(sum, even, self.even_bytes(b));
+        self.dot_halves(sum, odd, self.odd_bytes(b))
+    }
+
+    ops! {
+        dot2(a: __m512i, b: __m512i) -> __m512i = _mm512_maddubs_epi16(a, b);
+        add_pairs(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi16(a, b);
+        widen(sum: __m512i, pairs: __m512i) -> __m512i =
+            _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+        even_bytes(a: __m512i) -> __m512i = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(a));
+        odd_bytes(a: __m512i) -> __m512i = _mm512_srai_epi16::<8>(a);
+        dot_halves(sum: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+        mul_i(a: __m512i, b: __m512i) -> __m512i = _mm512_mullo_epi32(a, b);
+    }
+}
+
+impl<const VNNI: bool> Bf16Dots for Avx512<VNNI, true> {
+    #[inline(always)]
+    fn dot_bf16(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: register arithmetic on bits of the same size; a token with `BF16` means that the processor has it.
+        unsafe {
+            _mm512_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m512i, __m512bh>(a),
+                std::mem::transmute::<__m512i, __m512bh>(b),
+            )
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use crate::scalar::Scalar;
 use crate::vector::Kernel;
 
-/// The environment variable that forces an instruction set: `scalar`, `avx2` or `avx512`.
+/// The environment variable that forces an instruction set: `scalar`, `avx2`, `avxvnni`, `avx512` or `avx512vnni`.
 pub const ENV_ISA: &str = "SCOREGRAPH_ISA";
 
 /// An instruction set, ordered from the least to the most capable.
@@ -16,20 +16,38 @@ pub enum Isa {
     Scalar,
     /// 8 lanes, AVX2 and FMA.
     Avx2,
+    /// The same with AVX-VNNI, which only integer kernels notice.
+    AvxVnni,
     /// 16 lanes, AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with AVX-512 VNNI, and with BF16 where the processor has it: only kernels in those formats notice.
+    Avx512Vnni,
 }
 
 impl Isa {
     /// Every instruction set, in order.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vnni];
+
+    /// Those that differ for kernels on float32.
+    pub const FLOAT: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
 
     /// The name that [`ENV_ISA`] uses.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512vnni",
+        }
+    }
+
+    /// Elements in a vector: 1, 8 or 16.
+    pub fn lanes(self) -> usize {
+        match self {
+            Isa::Scalar => 1,
+            Isa::Avx2 | Isa::AvxVnni => 8,
+            Isa::Avx512 | Isa::Avx512Vnni => 16,
         }
     }
 
@@ -39,6 +57,10 @@ impl Isa {
             Isa::Scalar => true,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.supported() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => Isa::Avx512.supported() && is_x86_feature_detected!("avx512vnni"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 Isa::Avx2.supported()
@@ -70,10 +92,10 @@ impl Isa {
             Isa::Scalar => kernel.run(Scalar),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `supported` has just found AVX2 and FMA.
-            Isa::Avx2 => unsafe { crate::avx2::enter(kernel) },
+            Isa::Avx2 | Isa::AvxVnni => unsafe { crate::avx2::enter(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `supported` has just found AVX-512 F, BW, DQ, VL, AVX2 and FMA.
-            Isa::Avx512 => unsafe { crate::avx512::enter(kernel) },
+            Isa::Avx512 | Isa::Avx512Vnni => unsafe { crate::avx512::enter(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("only x86-64 has {}", self.name()),
         }
@@ -87,7 +109,7 @@ impl FromStr for Isa {
         Isa::ALL
             .into_iter()
             .find(|isa| isa.name() == name)
-            .ok_or_else(|| format!("`{name}` is not an instruction set; choose scalar, avx2 or avx512"))
+            .ok_or_else(|| format!("`{name}` is not an instruction set; choose {}", Isa::ALL.map(Isa::name).join(", ")))
     }
 }
 
@@ -159,7 +181,8 @@ mod tests {
 
     #[test]
     fn isas_are_ordered() {
-        assert!(Isa::Scalar < Isa::Avx2 && Isa::Avx2 < Isa::Avx512);
+        assert!(Isa::ALL.is_sorted());
+        assert_eq!(Isa::ALL.map(Isa::lanes), [1, 8, 8, 16, 16]);
         assert!(Isa::best().supported());
     }
 }

@@ -9,6 +9,7 @@ mod activation;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod dots;
 mod isa;
 pub mod math;
 mod parallel;
@@ -17,6 +18,7 @@ mod unfused;
 mod vector;
 
 pub use activation::Act;
+pub use dots::{Bf16Dots, Bf16Kernel, DotKernel, Dots};
 pub use isa::{ENV_ISA, Isa, cpu_features, detect, isa};
 pub use parallel::{Disjoint, Parallel, Serial};
 pub use unfused::Unfused;

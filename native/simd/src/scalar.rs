@@ -1,5 +1,6 @@
 //! The scalar twin: one lane of plain Rust.
 
+use crate::dots::Dots;
 use crate::isa::Isa;
 use crate::vector::Simd;
 
@@ -233,5 +234,69 @@ impl Simd for Scalar {
     unsafe fn store_i(self, ptr: *mut i32, v: i32) {
         // SAFETY: the caller's contract.
         unsafe { ptr.write_unaligned(v) }
+    }
+}
+
+/// The two signed halves of a lane, the lower one first.
+#[inline(always)]
+fn halves(lane: i32) -> [i32; 2] {
+    [i32::from(lane as i16), lane >> 16]
+}
+
+/// A lane of these halves, which must fit 16 bits.
+#[inline(always)]
+fn join([low, high]: [i32; 2]) -> i32 {
+    debug_assert!(i16::try_from(low).is_ok() && i16::try_from(high).is_ok(), "{low} and {high} do not fit 16 bits");
+    (high << 16) | (low & 0xFFFF)
+}
+
+impl Dots for Scalar {
+    const VNNI: bool = false;
+
+    #[inline(always)]
+    fn dot4(self, sum: i32, a: i32, b: i32) -> i32 {
+        let products = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
+        products.fold(sum, |sum, (a, b)| sum.wrapping_add(i32::from(a) * i32::from(b as i8)))
+    }
+
+    #[inline(always)]
+    fn dot2(self, a: i32, b: i32) -> i32 {
+        let (a, b) = (a.to_le_bytes().map(i32::from), b.to_le_bytes().map(|b| i32::from(b as i8)));
+        join([a[0] * b[0] + a[1] * b[1], a[2] * b[2] + a[3] * b[3]])
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, a: i32, b: i32) -> i32 {
+        let (a, b) = (halves(a), halves(b));
+        join([a[0] + b[0], a[1] + b[1]])
+    }
+
+    #[inline(always)]
+    fn widen(self, sum: i32, pairs: i32) -> i32 {
+        let [low, high] = halves(pairs);
+        sum.wrapping_add(low).wrapping_add(high)
+    }
+
+    #[inline(always)]
+    fn even_bytes(self, a: i32) -> i32 {
+        let bytes = a.to_le_bytes().map(|byte| i32::from(byte as i8));
+        join([bytes[0], bytes[2]])
+    }
+
+    #[inline(always)]
+    fn odd_bytes(self, a: i32) -> i32 {
+        let bytes = a.to_le_bytes().map(|byte| i32::from(byte as i8));
+        join([bytes[1], bytes[3]])
+    }
+
+    #[inline(always)]
+    fn dot_halves(self, sum: i32, a: i32, b: i32) -> i32 {
+        let (a, b) = (halves(a), halves(b));
+        sum.wrapping_add(a[0] * b[0]).wrapping_add(a[1] * b[1])
+    }
+
+    #[inline(always)]
+    fn mul_i(self, a: i32, b: i32) -> i32 {
+        a.wrapping_mul(b)
     }
 }

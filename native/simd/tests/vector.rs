@@ -1,6 +1,6 @@
 //! Vector operations against their scalar meaning, on every instruction set of this machine.
 
-use scoregraph_simd::{Isa, Kernel, Simd};
+use scoregraph_simd::{Bf16Dots, Bf16Kernel, DotKernel, Dots, Isa, Kernel, Simd};
 
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.supported())
@@ -236,4 +236,115 @@ impl Kernel for Across {
 #[test]
 fn across_lanes() {
     isas().for_each(|isa| isa.dispatch(Across));
+}
+
+/// Results of every operation of `Dots` on two vectors of bytes, as lanes.
+struct ByteProducts<'a>(&'a [i32], &'a [i32]);
+
+impl DotKernel for ByteProducts<'_> {
+    type Output = Vec<Vec<i32>>;
+
+    #[inline(always)]
+    fn run<S: Dots>(self, s: S) -> Vec<Vec<i32>> {
+        let mut results = vec![Vec::new(); 8];
+        for (a, b) in self.0.chunks_exact(S::LANES).zip(self.1.chunks_exact(S::LANES)) {
+            // SAFETY: chunks have LANES elements.
+            let (a, b) = unsafe { (s.load_i(a.as_ptr()), s.load_i(b.as_ptr())) };
+            // Of 7 bits, so that two of their pairs fit 16.
+            let (a7, b6) = (s.and(a, s.splat_i(0x7F7F_7F7F)), s.and(b, s.splat_i(0x3F3F_3F3F)));
+            let all = [
+                s.dot4(a, a, b),
+                s.dot2(a7, b),
+                s.add_pairs(s.dot2(a7, b6), s.dot2(b6, a7)),
+                s.widen(b, a),
+                s.even_bytes(a),
+                s.odd_bytes(a),
+                s.dot_halves(b, s.sar(a, 1), b),
+                s.mul_i(a, b),
+            ];
+            for (result, value) in results.iter_mut().zip(all) {
+                let mut lanes = [0; 16];
+                // SAFETY: LANES <= 16.
+                unsafe { s.store_i(lanes.as_mut_ptr(), value) };
+                result.extend_from_slice(&lanes[..S::LANES]);
+            }
+        }
+        results
+    }
+}
+
+#[test]
+fn products_of_bytes_are_exact_everywhere() {
+    let mut state = 5u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as i32
+    };
+    // Extremes of both signs against each other, then anything but weights of -128, which no format has.
+    let extremes = [[255, 255, 255, 255], [0, 255, 0, 255], [127; 4], [0; 4]].map(i32::from_le_bytes);
+    let weights = [[127u8; 4], [129; 4], [127, 129, 127, 129], [0, 1, 255, 129]].map(i32::from_le_bytes);
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for x in extremes {
+        for w in weights {
+            a.push(x);
+            b.push(w);
+        }
+    }
+    while a.len() < 2048 {
+        a.push(random());
+        b.push(i32::from_le_bytes(random().to_le_bytes().map(|byte| if byte == 128 { 127 } else { byte })));
+    }
+    let want = Isa::Scalar.dispatch_dots(ByteProducts(&a, &b));
+    for (i, (&a, &b)) in a.iter().zip(&b).enumerate() {
+        let products = a.to_le_bytes().into_iter().zip(b.to_le_bytes()).map(|(a, b)| i64::from(a) * i64::from(b as i8));
+        assert_eq!(want[0][i], (i64::from(a) + products.sum::<i64>()) as i32);
+        assert_eq!(want[7][i], (i64::from(a) * i64::from(b)) as i32);
+    }
+    for isa in isas() {
+        assert_eq!(isa.dispatch_dots(ByteProducts(&a, &b)), want, "{}", isa.name());
+    }
+}
+
+/// The product of bf16 pairs, if there is one.
+struct Bf16Product([i32; 16], [i32; 16], [f32; 16]);
+
+impl Bf16Kernel for Bf16Product {
+    type Output = [f32; 16];
+
+    #[inline(always)]
+    fn run<S: Bf16Dots>(self, s: S) -> [f32; 16] {
+        let mut made = [0.0; 16];
+        // SAFETY: all arrays have 16 elements.
+        unsafe {
+            let (a, b, sum) = (s.load_i(self.0.as_ptr()), s.load_i(self.1.as_ptr()), s.load(self.2.as_ptr()));
+            s.store(made.as_mut_ptr(), s.dot_bf16(sum, a, b));
+        }
+        made
+    }
+}
+
+#[test]
+fn bf16_pairs_are_added_odd_first() {
+    let isa = Isa::best();
+    if !isa.has_bf16_dots() {
+        return;
+    }
+    let mut state = 9u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // Two bf16 of exponents near 0.
+        ((state >> 32) as u32 & 0x83FF_83FF | 0x3E00_3E00) as i32
+    };
+    let half =
+        |lane: i32, high: bool| f32::from_bits(if high { lane as u32 & 0xFFFF_0000 } else { (lane as u32) << 16 });
+    for _ in 0..1000 {
+        let (a, b) = (std::array::from_fn(|_| random()), std::array::from_fn(|_| random()));
+        let sum: [f32; 16] = std::array::from_fn(|_| f32::from_bits(random() as u32));
+        let made = isa.dispatch_bf16(Bf16Product(a, b, sum));
+        for i in 0..16 {
+            let odd = half(a[i], true).mul_add(half(b[i], true), sum[i]);
+            let want = half(a[i], false).mul_add(half(b[i], false), odd);
+            assert_eq!(made[i].to_bits(), want.to_bits());
+        }
+    }
 }
