@@ -3,12 +3,15 @@
 mod args;
 mod attention;
 mod elementwise;
+mod format;
 mod group_norm;
 mod linear;
 mod machine;
 mod norm;
+mod quantize;
 mod sampling;
 mod scalars;
+mod select_row;
 mod spatial;
 
 use scoregraph_kernels::{Context, Isa, Parallel, View, ViewMut};
@@ -89,6 +92,8 @@ const RULES: &[(&str, Rule)] = &[
     ("copy", elementwise::copy),
     ("reduce", elementwise::reduce),
     ("embedding", elementwise::embedding),
+    ("quantize", quantize::quantize),
+    ("select_row", select_row::select_row),
     ("linear", linear::linear),
     ("matmul", linear::matmul),
     ("attention", attention::attention),

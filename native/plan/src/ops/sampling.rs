@@ -66,7 +66,7 @@ impl Entry {
 
     /// # Safety
     /// As [`Kernel::run`].
-    unsafe fn get(&self, frame: &Frame<'_>) -> f32 {
+    pub(super) unsafe fn get(&self, frame: &Frame<'_>) -> f32 {
         // SAFETY: promised by the caller.
         let row = unsafe { frame.table_row(self.table, self.row.unwrap_or(frame.row)) };
         row[self.column]

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 
+use scoregraph_plan::schema::DType;
 use scoregraph_plan::{Constants, Fault, Given, Monitor, Program, Wanted};
 use serde_json::{Map, Value, json};
 
@@ -39,11 +40,25 @@ impl Draft {
 
     /// A buffer of any shape with `n` floats per unit of its space.
     pub fn buffer(&mut self, shape: Value, n: u64, space: &str) -> String {
+        self.typed("f32", shape, 4 * n, space)
+    }
+
+    /// A buffer of any type and shape with so many bytes per unit of its space.
+    pub fn typed(&mut self, dtype: &str, shape: Value, bytes: u64, space: &str) -> String {
         let id = self.buffers.len();
         let end = if space == "batch" { &mut self.batch } else { &mut self.fixed };
         let slot = json!({"space": space, "offset": *end});
-        *end += (4 * n).next_multiple_of(64);
-        self.buffers.push(json!({"id": id, "name": format!("buffer{id}"), "shape": shape, "slot": slot}));
+        *end += bytes.next_multiple_of(64);
+        let name = format!("buffer{id}");
+        self.buffers.push(json!({"id": id, "name": name, "dtype": dtype, "shape": shape, "slot": slot}));
+        format!("b{id}")
+    }
+
+    /// A view of a buffer.
+    pub fn view(&mut self, base: &str, dtype: &str, shape: Value, offset: u64, strides: &[u64]) -> String {
+        let id = self.buffers.len();
+        let view = json!({"base": number(base), "offset": offset, "strides": strides});
+        self.buffers.push(json!({"id": id, "name": format!("view{id}"), "dtype": dtype, "shape": shape, "view": view}));
         format!("b{id}")
     }
 
@@ -55,14 +70,18 @@ impl Draft {
 
     /// A constant, by its name as an operand.
     pub fn constant(&mut self, shape: &[u64], layout: &str, values: &[f32]) -> String {
+        self.packed("f32", shape, layout, values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// A constant of any type, from its bytes.
+    pub fn packed(&mut self, dtype: &str, shape: &[u64], layout: &str, mut bytes: Vec<u8>) -> String {
         let id = self.constants.len();
-        let offset = 8 * self.words.len();
-        let mut bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        bytes.resize(bytes.len().next_multiple_of(64), 0);
+        let (offset, nbytes) = (8 * self.words.len(), bytes.len());
+        bytes.resize(nbytes.next_multiple_of(64), 0);
         self.words.extend(bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())));
         self.constants.push(json!({
-            "id": id, "name": format!("constant{id}"), "shape": shape, "layout": layout, "offset": offset,
-            "nbytes": 4 * values.len(),
+            "id": id, "name": format!("constant{id}"), "dtype": dtype, "shape": shape, "layout": layout,
+            "offset": offset, "nbytes": nbytes,
         }));
         format!("c{id}")
     }
@@ -112,6 +131,20 @@ impl Draft {
     pub fn fault(&self) -> Fault {
         self.program(1).err().expect("the plan breaks a rule")
     }
+}
+
+/// The outputs of that many bytes each, for `batch` seeds, without inputs.
+pub fn run_bytes(program: &Program, batch: u64, outputs: &[(&str, DType, usize)]) -> Result<Vec<Vec<u8>>, Fault> {
+    let mut made: Vec<Vec<u8>> = outputs.iter().map(|(_, _, bytes)| vec![0; *bytes]).collect();
+    let mut wanted: Vec<Wanted<'_>> = (outputs.iter().zip(&mut made))
+        .map(|((name, dtype, _), bytes)| Wanted { name, dtype: *dtype, bytes })
+        .collect();
+    program.run(&[], &mut wanted, &(0..batch).collect::<Vec<_>>(), &mut Watched::default())?;
+    Ok(made)
+}
+
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect()
 }
 
 pub fn number(operand: &str) -> u64 {
@@ -171,11 +204,11 @@ pub fn run_watched(
 ) -> Result<Vec<f32>, Fault> {
     let bytes: Vec<(&str, Vec<u8>)> =
         inputs.iter().map(|(name, values)| (*name, values.iter().flat_map(|x| x.to_le_bytes()).collect())).collect();
-    let f32s = scoregraph_plan::schema::DType::F32;
+    let f32s = DType::F32;
     let given: Vec<Given<'_>> = bytes.iter().map(|(name, bytes)| Given { name, dtype: f32s, bytes }).collect();
     let mut made = vec![0u8; 4 * batch as usize * each];
     let seeds: Vec<u64> = (0..batch).collect();
     let mut wanted = [Wanted { name: "x", dtype: f32s, bytes: &mut made }];
     program.run(&given, &mut wanted, &seeds, monitor)?;
-    Ok(made.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect())
+    Ok(floats(&made))
 }
