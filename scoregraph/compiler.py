@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from scoregraph import backends, cache
-from scoregraph.errors import ScoregraphError, UncoveredCall, UnknownName, WrongOperand, here
+from scoregraph.errors import NothingToQuantize, ScoregraphError, UncoveredCall, UnknownName, WrongOperand, here
 from scoregraph.graph.builder import GraphBuilder, HasRef
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.values import NetRef
 from scoregraph.graph.verify import verify
 from scoregraph.passes.base import Fuel, StageReport, run_passes
+from scoregraph.passes.quantize.recipe import Recipe, parse_recipe
 from scoregraph.plan import files
 from scoregraph.plan.text import plan_text
 from scoregraph.runtime import CompiledPlan
@@ -30,9 +34,6 @@ if TYPE_CHECKING:
 
     Target = Graph | GraphBuilder | Network | EnergyNetwork
 
-RECIPES = ("none",)
-"""What ``quant`` may be."""
-
 NOISES = ("philox", "bank")
 """What ``noise`` may be."""
 
@@ -41,7 +42,8 @@ def compile(
     target: Target,
     *,
     device: str = "cpu",
-    quant: str = "none",
+    quant: str | Recipe = "none",
+    calibrate_on: Mapping[str, Any] | None = None,
     noise: str = "philox",
     threads: int | None = None,
     networks: Mapping[str, Network | EnergyNetwork] | None = None,
@@ -53,7 +55,10 @@ def compile(
     Args:
         target: a graph (finished or still in its builder), or a network, whose plan evaluates it once.
         device: ``cpu``, ``reference`` (torch, the oracle) or ``triton``.
-        quant: the quantization recipe; only ``none`` (float32) so far.
+        quant: the formats in which products compute: ``none`` (float32), ``w8a8``, ``bf16``, ``w8a8:groups=4`` …
+            (docs/quantization.md).
+        calibrate_on: for recipes with static grids, inputs by name for the samples whose ranges are looked at, as for
+            ``run``; others take their defaults, or numbers from between their bounds.
         noise: ``philox`` draws noise from each sample's seed; ``bank`` takes all of it from the caller, in the order in
             which it is drawn (``plan.draws``), which replays a trajectory of another library.
         threads: threads of a CPU plan; None takes all cores. Results do not depend on it.
@@ -68,8 +73,7 @@ def compile(
         ScoregraphError: of the codes SG1xx to SG4xx; each names the line of the graph or of the network.
     """
     where = here()
-    if quant not in RECIPES:
-        raise UnknownName(kind="quantization recipe", name=quant, known=RECIPES, where=where)
+    recipe = quant if isinstance(quant, Recipe) else parse_recipe(quant, where)
     if noise not in NOISES:
         raise UnknownName(kind="source of noise", name=noise, known=NOISES, where=where)
     backend = backends.load(device, threads)
@@ -78,7 +82,7 @@ def compile(
     # A plan with fewer rewrites is not the plan of its graph; one with a noise bank serves one number of steps only.
     use_cache = use_cache and fuel.left is None and noise == "philox"
     stages = _Stages(on_stage)
-    key = source.fold(stages, fuel).key(device, quant)
+    key = source.fold(stages, fuel).key(device, _quant_text(recipe, calibrate_on))
     if use_cache and (folder := cache.find(key)):
         with contextlib.suppress(ScoregraphError):  # a damaged plan is replaced by the one compiled below
             plan, constants = files.load(folder)
@@ -89,7 +93,10 @@ def compile(
 
     draft = source.lower(device, stages, fuel, bank=noise == "bank")
     stages.begin("planning memory")
-    draft = stages.run(_plan_passes(device), draft, lambda d: plan_text(d.plan), fuel)
+    draft = stages.run(_call_passes(), draft, _listing, fuel)
+    if recipe is not None:
+        draft = _quantized(draft, recipe, device, calibrate_on, threads, stages, fuel)
+    draft = stages.run(_memory_passes(device), draft, _listing, fuel)
     for segment in draft.plan.segments:
         for call in segment.calls:
             if miss := backend.supports(call):
@@ -103,9 +110,52 @@ def compile(
     return CompiledPlan(plan, constants, stages.texts, threads)
 
 
-def cache_key(target: Target, *, device: str = "cpu", quant: str = "none") -> cache.Key:
+def cache_key(target: Target, *, device: str = "cpu", quant: str | Recipe = "none") -> cache.Key:
     """The key under which ``compile`` keeps the plan of ``target``."""
-    return _Source(target, {}).fold(_Stages(), Fuel()).key(device, quant)
+    recipe = quant if isinstance(quant, Recipe) else parse_recipe(quant, here())
+    return _Source(target, {}).fold(_Stages(), Fuel()).key(device, _quant_text(recipe, None))
+
+
+def _quant_text(recipe: Recipe | None, calibrate_on: Mapping[str, Any] | None) -> str:
+    """What of the quantization a plan depends on: the recipe, and the samples its grids were found with."""
+    if recipe is None:
+        return "none"
+    if not recipe.is_static or not calibrate_on:
+        return str(recipe)
+    arrays = {name: np.asarray(value, np.float64) for name, value in sorted(calibrate_on.items())}
+    on = cache.digest("".join(f"{name} {a.shape} {a.tobytes().hex()}" for name, a in arrays.items()))
+    return f"{recipe} calibrated on {on}"
+
+
+def _quantized(
+    draft: Draft,
+    recipe: Recipe,
+    device: str,
+    calibrate_on: Mapping[str, Any] | None,
+    threads: int | None,
+    stages: _Stages,
+    fuel: Fuel,
+) -> Draft:
+    """The draft in the recipe's formats; static grids are found by running the draft as it is."""
+    from scoregraph.calibration import calibrate
+    from scoregraph.passes.quantize.fuse_quantization import FuseQuantization
+    from scoregraph.passes.quantize.insert_quantization import InsertQuantization
+
+    calibration = None
+    if recipe.is_static:
+        stages.begin("calibrating")
+        started = time.perf_counter()
+        calibration = calibrate(draft, recipe, device, calibrate_on, threads)
+        stages.note("quantization", calibration.to_json(), started, {"sites": len(calibration.sites)})
+    stages.begin("quantizing")
+    unlimited = fuel.left is None
+    draft = stages.run([InsertQuantization(recipe, calibration)], draft, _listing, fuel)
+    report = stages.data[-1]
+    if unlimited and not report.rewrites:
+        counted = Counter(miss.rpartition(": ")[2] for miss in report.misses)
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in counted.most_common(4)) or "it has none"
+        raise NothingToQuantize(recipe=recipe, name=draft.plan.name, products=len(report.misses), reasons=reasons)
+    return stages.run([FuseQuantization()], draft, _listing, fuel)
 
 
 class _Stages:
@@ -252,7 +302,17 @@ def _sampling_passes() -> list[Pass[Graph]]:
     return list(SAMPLING_PASSES)
 
 
-def _plan_passes(device: str) -> list[Pass[Draft]]:
-    from scoregraph.passes.plan.pipeline import plan_passes
+def _call_passes() -> list[Pass[Draft]]:
+    from scoregraph.passes.plan.pipeline import call_passes
 
-    return plan_passes(device)
+    return call_passes()
+
+
+def _memory_passes(device: str) -> list[Pass[Draft]]:
+    from scoregraph.passes.plan.pipeline import memory_passes
+
+    return memory_passes(device)
+
+
+def _listing(draft: Draft) -> str:
+    return plan_text(draft.plan)

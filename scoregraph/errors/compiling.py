@@ -43,3 +43,36 @@ class InvalidFuel(ScoregraphError):
     title = "invalid fuel"
     message = "SCOREGRAPH_FUEL is {text!r}, which is not a whole number"
     cure = "set SCOREGRAPH_FUEL to the number of rewrites to allow, or unset it"
+
+
+class BadRecipe(ScoregraphError):
+    """A quantization recipe is a name, a colon and options: ``w8a8:groups=4,attention=i8``. ``block`` is 0 or a
+    multiple of 32, ``groups`` is ``dynamic`` or a number of timestep groups, ``attention`` is f32, bf16 or i8,
+    ``conv`` and ``clip`` are yes or no, ``keep`` holds patterns of layers that stay in float32."""
+
+    code = "SG411"
+    title = "invalid recipe"
+    message = "{option} is {value!r}, expected {expected}"
+    cure = "write for example 'w8a8', 'w8a8:groups=4,attention=i8' or 'w4a8:block=64' (docs/quantization.md)"
+
+
+class NothingToQuantize(ScoregraphError):
+    """A recipe found no product that may compute in its formats: all of them have one row per sample, are the first or
+    the last layer, are small, or are kept by the recipe's own patterns. Compiling without a recipe gives the same plan,
+    so the recipe is a mistake."""
+
+    code = "SG412"
+    title = "nothing to quantize"
+    message = "{recipe} leaves all {products} products of {name!r} in float32: {reasons}"
+    cure = "compile without a recipe, or state one that reaches them (docs/quantization.md)"
+
+
+class CannotCalibrate(ScoregraphError):
+    """Static grids (``groups=n``) are found by running the graph and looking at the ranges of what its layers read. The
+    steps must be rows of a schedule, so that a group of them has a grid: a sampler that chooses its own steps has
+    none, and a network by itself has no steps. An input without bounds has to be given."""
+
+    code = "SG413"
+    title = "cannot calibrate"
+    message = "{recipe} needs the ranges of {name!r}: {problem}"
+    cure = "{help}"

@@ -247,7 +247,7 @@ FINGERPRINT = gallery.toy().networks[0].ref.fingerprint
 COMMANDS: dict[str, tuple[Callable[[], object] | None, tuple[object, ...], str, str | None, str]] = {
     "an unknown graph": (None, ("generate", "terain", *ON), "SG101", None, "did you mean 'terrain'"),
     "an unknown device": (None, ("generate", "toy", "--device", "refrence"), "SG101", None, "did you mean 'reference'"),
-    "an unknown recipe": (None, ("compile", "toy", "-o", "p", "--quant", "w8"), "SG101", None, "known: none"),
+    "an unknown recipe": (None, ("compile", "toy", "-o", "p", "--quant", "w8"), "SG101", None, "did you mean 'w8a8'?"),
     "an unknown stage": (
         None,
         ("show", "toy", "--stage", "batch-branchs", *ON),

@@ -14,11 +14,22 @@ LAYOUTS = {"cpu": {"linear.w": "n16", "conv2d.w": "oc8"}}
 
 
 def plan_passes(device: str) -> list[Pass[Draft]]:
-    """The pipeline for a device."""
+    """The pipeline for a device, without quantization."""
+    return [*call_passes(), *memory_passes(device)]
+
+
+def call_passes() -> list[Pass[Draft]]:
+    """What rewrites calls; quantization follows it."""
     return [
         ForwardCopies(),
         # Before memory is planned, since a hoisted call's result lives through the loop.
         HoistInvariants(),
+    ]
+
+
+def memory_passes(device: str) -> list[Pass[Draft]]:
+    """What lays constants and buffers out."""
+    return [
         PackWeights(LAYOUTS.get(device, {})),
         # Last: nothing that changes when a buffer is live may follow.
         PlanMemory(),

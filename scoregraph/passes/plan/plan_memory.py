@@ -18,7 +18,7 @@ from scoregraph.plan.draft import Draft
 from scoregraph.plan.schema import Buffer, Slot
 
 ALIGN = 64
-ITEM = {"f32": 4, "i64": 8, "u8": 1}
+ITEM = {"f32": 4, "i64": 8, "u8": 1, "u7": 1, "bf16": 2}
 
 
 @dataclass(frozen=True)

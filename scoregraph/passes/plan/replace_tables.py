@@ -9,6 +9,7 @@ import numpy as np
 from scoregraph.graph import nodes as n
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.table import StepTable
+from scoregraph.passes.quantize.calibrate import GROUP_COLUMN
 from scoregraph.plan.schema import Call, Constant, Plan, Table
 
 
@@ -35,11 +36,10 @@ def replace_tables(plan: Plan, arrays: Mapping[int, np.ndarray], graph: Graph) -
             tables.append(table)
             continue
         number = len(constants)
-        new = steps[table.name]
-        values = new.float32()
+        columns, values = _with_groups(table, arrays, steps[table.name])
         constants.append(Constant(id=number, name=f"table.{table.name}", shape=values.shape))
         made[number] = values
-        tables.append(table.model_copy(update={"rows": len(values), "columns": new.columns, "constant": number}))
+        tables.append(table.model_copy(update={"rows": len(values), "columns": columns, "constant": number}))
 
     def rescaled(call: Call) -> Call:
         if call.op != "noise" or call.attrs["site"] not in scales:
@@ -50,6 +50,20 @@ def replace_tables(plan: Plan, arrays: Mapping[int, np.ndarray], graph: Graph) -
     # The old tables stay as constants that nothing reads: numbering is by position, and they are small.
     update = {"constants": tuple(constants), "tables": tuple(tables), "segments": segments}
     return plan.model_copy(update=update), made
+
+
+def _with_groups(table: Table, arrays: Mapping[int, np.ndarray], new: StepTable) -> tuple[tuple[str, ...], np.ndarray]:
+    """The columns and rows of a new table, with the groups of static grids if the old one has them.
+
+    A row's group is that of the old row nearest to it in time: the ranges of a layer's values follow the noise level.
+    """
+    values = new.float32()
+    if GROUP_COLUMN not in table.columns:
+        return new.columns, values
+    old = np.asarray(arrays[table.constant]).reshape(table.rows, len(table.columns))
+    told = np.abs(values[:, new.column("t"), None] - old[None, :, table.columns.index("t")])
+    groups = old[told.argmin(axis=1), table.columns.index(GROUP_COLUMN)]
+    return (*new.columns, GROUP_COLUMN), np.concatenate([values, groups[:, None]], axis=1)
 
 
 def _steps(loop: n.Loop) -> Iterator[tuple[str, StepTable]]:

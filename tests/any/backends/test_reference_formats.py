@@ -197,7 +197,7 @@ def test_norms_write_what_quantize_would_make_of_them():
         (
             "group_norm",
             {"x": image, "scale": scale, "shift": shift},
-            {"groups": 2, "eps": 1e-5, "act": "silu"},
+            square,
             None,
             2,
         ),

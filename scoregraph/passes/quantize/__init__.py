@@ -1,0 +1,1 @@
+"""Which products of a plan compute in fewer bits, on which grids, and how those were found."""

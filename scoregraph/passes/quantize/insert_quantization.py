@@ -1,0 +1,171 @@
+"""Products of float32 become products of whole numbers, or of bf16.
+
+    y = linear(x, w)   ──▶   q, grid = quantize(x);  y = linear(q, w8, grid, wscale, wsum)
+
+Grids are dynamic (measured on x as the plan runs) or static (found by ``calibrate`` before). A loop keeps the static
+grids of all its sites in one constant [groups, sites, 2]; one ``select_row`` a step picks those of the step's group,
+which a column of the loop's table names. With one group the grids are constants themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from scoregraph.passes.base import Fuel, PassResult
+from scoregraph.passes.quantize.calibrate import GROUP_COLUMN, Calibration, groups_of_rows
+from scoregraph.passes.quantize.edit import Edit
+from scoregraph.passes.quantize.integer_weights import bf16_bits, integer_weights
+from scoregraph.passes.quantize.recipe import TOP, Recipe
+from scoregraph.passes.quantize.sites import Place, Selection, select
+from scoregraph.plan.dims import Batch, parse_dim, product
+from scoregraph.plan.draft import Draft
+from scoregraph.plan.schema import Call, Segment
+
+QUAD = 4
+"""Channels of a quantized image that are stored side by side."""
+
+
+@dataclass(frozen=True)
+class InsertQuantization:
+    """Every product that ``sites.select`` finds computes in the recipe's formats.
+
+    Attributes:
+        recipe: the formats.
+        calibration: the ranges of the sites, for static grids.
+    """
+
+    recipe: Recipe
+    calibration: Calibration | None = None
+    name: ClassVar[str] = "insert-quantization"
+
+    def run(self, module: Draft, fuel: Fuel | None = None) -> PassResult[Draft]:
+        """Rewrites: products and attentions that changed. Misses: products that stay in float32.
+
+        Products that share weights change together, so fuel is spent for each constant of weights."""
+        selection = _affordable(module, select(module, self.recipe), fuel or Fuel())
+        if not selection.products and not selection.attentions:
+            return PassResult(module, misses=selection.misses)
+        made = _Insertion(module, self.recipe, self.calibration, selection).run()
+        used = len(set(selection.products.values())) if self.recipe.is_integer else 0
+        counters = {
+            self.recipe.name: len(selection.products),
+            "grids": used,
+            f"attention in {self.recipe.attention}": len(selection.attentions),
+        }
+        return PassResult(
+            made,
+            rewrites=len(selection.products) + len(selection.attentions),
+            counters={name: count for name, count in counters.items() if count},
+            misses=selection.misses,
+        )
+
+
+def _affordable(module: Draft, selection: Selection, fuel: Fuel) -> Selection:
+    """The part of a selection that fuel allows."""
+    weights = {place: module.plan.segments[place[0]].calls[place[1]].ins["w"] for place in selection.products}
+    allowed = {w: fuel.spend() for w in dict.fromkeys(weights.values())}
+    products = {place: site for place, site in selection.products.items() if allowed[weights[place]]}
+    attentions = tuple(place for place in selection.attentions if fuel.spend())
+    return replace(selection, products=products, attentions=attentions)
+
+
+class _Insertion:
+    """One run of the pass."""
+
+    def __init__(self, draft: Draft, recipe: Recipe, calibration: Calibration | None, selection: Selection) -> None:
+        self.edit = Edit(draft)
+        self.plan, self.arrays = draft.plan, draft.arrays
+        self.recipe, self.calibration, self.selection = recipe, calibration, selection
+        self.weights: dict[str, dict[str, str]] = {}  # the operands that replace w
+        self.operands: dict[int, dict[str, str]] = {}  # of each site, those that replace x
+
+    def run(self) -> Draft:
+        """All segments with their new calls."""
+        return self.edit.build([self._segment(n, segment) for n, segment in enumerate(self.plan.segments)])
+
+    def _segment(self, number: int, segment: Segment) -> Segment:
+        static, calls = self._static_grids(number, segment) if self.recipe.is_static else ({}, [])
+        for at, call in enumerate(segment.calls):
+            place = (number, at)
+            if place in self.selection.attentions:
+                call = call.model_copy(update={"attrs": {**call.attrs, "format": self.recipe.attention}})
+            if place in self.selection.products:
+                calls += self._product(place, call, static)
+            else:
+                calls.append(call)
+        return segment.model_copy(update={"calls": tuple(calls)})
+
+    def _product(self, place: Place, call: Call, static: dict[int, str]) -> list[Call]:
+        """The product in the recipe's formats, behind what quantizes its operand if no call before it did."""
+        weights = self._weights(call)
+        if not self.recipe.is_integer:
+            return [call.model_copy(update={"ins": {**call.ins, **weights}})]
+        calls: list[Call] = []
+        site = self.selection.products[place]
+        if site not in self.operands:
+            quantize = self._quantize(call, static.get(site))
+            calls.append(quantize)
+            grid = quantize.outs.get("ygrid") or quantize.ins["ygrid"]
+            self.operands[site] = {"x": quantize.outs["y"], "grid": grid}
+        ins = {**call.ins, **weights, **self.operands[site]}
+        calls.append(call.model_copy(update={"ins": ins, "attrs": {**call.attrs, "chain": self.recipe.chain}}))
+        return calls
+
+    def _quantize(self, reader: Call, static: str | None) -> Call:
+        """The call that quantizes what ``reader`` reads: a grid a row of a matrix, or a sample of an image."""
+        x = self.plan.buffers[int(reader.ins["x"][1:])]
+        shape: tuple[int | Batch, ...] = tuple(parse_dim(d) for d in x.shape)
+        rows = product(shape[:-1])
+        if reader.op == "conv2d":
+            n, channels, high, wide = shape
+            assert isinstance(channels, int), "the batch stands outermost"
+            rows, shape = n, (n, -(-channels // QUAD), high, wide, QUAD)
+        y = self.edit.buffer(f"{x.name} in {self.recipe.activations}", shape, self.recipe.activations)
+        ins, outs = {"x": reader.ins["x"]}, {"y": y}
+        if static is None:
+            outs["ygrid"] = self.edit.buffer(f"grid of {x.name}", (rows, 2))
+        else:
+            ins["ygrid"] = static
+        return Call(op="quantize", ins=ins, outs=outs, site=reader.site, variants=reader.variants)
+
+    def _weights(self, call: Call) -> dict[str, str]:
+        """The operands in place of w; made once for all calls that share it."""
+        ref, recipe = call.ins["w"], self.recipe
+        if ref not in self.weights:
+            w = self.arrays[int(ref[1:])]
+            name = self.plan.constants[int(ref[1:])].name
+            if recipe.is_integer:
+                block = recipe.block if call.op == "linear" else 0
+                made = integer_weights(w, recipe.weights, block, clip=recipe.clip)
+                self.edit.retype(ref, made.q, recipe.weights)
+                scale = self.edit.constant(f"{name} scale", made.scale)
+                self.weights[ref] = {"wscale": scale, "wsum": self.edit.constant(f"{name} sum", made.total)}
+            else:
+                self.edit.retype(ref, bf16_bits(w), "bf16")
+                self.weights[ref] = {}
+        return self.weights[ref]
+
+    def _static_grids(self, number: int, segment: Segment) -> tuple[dict[int, str], list[Call]]:
+        """The grid of each site of a segment, and the call that picks them for a row."""
+        assert self.calibration is not None, "static grids come from a calibration"
+        wanted = set(self.selection.products.values())
+        sites = [i for i, s in enumerate(self.selection.sites) if s.place[0] == number and i in wanted]
+        if not sites:
+            return {}, []
+        top = TOP[self.recipe.activations]
+        grids = np.stack([self.calibration.grids(i, self.recipe.groups, top) for i in sites], axis=1)
+        if len(grids) == 1:
+            chosen = {i: (f"grid of {self.selection.sites[i].name}", grids[:, at]) for at, i in enumerate(sites)}
+            return {i: self.edit.constant(name, grid) for i, (name, grid) in chosen.items()}, []
+        assert segment.table is not None, "only rows of a table fall into groups"
+        of_row = groups_of_rows(self.plan.tables[segment.table].rows, self.recipe.groups)
+        column = self.edit.column(segment.table, GROUP_COLUMN, of_row.astype(np.float32))
+        name = f"grids of {segment.name}"
+        picked = self.edit.buffer(name, (len(sites), 2))
+        attrs: dict[str, Any] = {"table": segment.table, "column": column, "axis": 0}
+        ins = {"x": self.edit.constant(name, grids)}
+        pick = Call(op="select_row", ins=ins, outs={"y": picked}, attrs=attrs, site=name)
+        return {i: self.edit.view(picked, (1, 2), (2, 1), 2 * at) for at, i in enumerate(sites)}, [pick]
