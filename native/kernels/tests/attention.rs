@@ -4,7 +4,7 @@ mod common;
 
 use common::{Numbers, assert_close, bits, everywhere};
 use proptest::prelude::*;
-use scoregraph_kernels::attention::{Attention, attention, attention_scratch};
+use scoregraph_kernels::attention::{Attention, Format, attention, attention_scratch};
 use scoregraph_kernels::{Context, Layout, Serial, View, ViewMut};
 
 /// How an operand lies in memory: `[n, H, S, D]`, `[n, S, H, D]` or with the elements of a row apart.
@@ -80,9 +80,10 @@ impl Case {
                 v: View::new(&v, 0, kl).unwrap(),
                 mask: (!matches!(self.mask, Mask::None)).then(|| View::new(&mask, 0, ml).unwrap()),
                 scale,
+                format: Format::F32,
             };
             let mut y = vec![f32::NAN; qn];
-            let mut scratch = vec![f32::NAN; attention_scratch(keys, dim, ctx.pool.threads())];
+            let mut scratch = vec![f32::NAN; attention_scratch(keys, dim, Format::F32, ctx.pool.threads())];
             attention(ctx, &op, &mut ViewMut::new(&mut y, 0, ql).unwrap(), &mut scratch);
             (0..qn).map(|i| y[ql.offset(i)]).collect()
         });
@@ -152,9 +153,10 @@ fn a_row_whose_keys_are_all_masked_is_nan_and_others_are_not() {
             v: View::dense(&k, &shape(keys)).unwrap(),
             mask: Some(View::dense(&mask, &[1, 1, queries, keys]).unwrap()),
             scale: 1.0,
+            format: Format::F32,
         };
         let mut y = vec![0.0; queries * dim];
-        let mut scratch = vec![0.0; attention_scratch(keys, dim, ctx.pool.threads())];
+        let mut scratch = vec![0.0; attention_scratch(keys, dim, Format::F32, ctx.pool.threads())];
         attention(ctx, &op, &mut ViewMut::dense(&mut y, &shape(queries)).unwrap(), &mut scratch);
         y
     }) {
@@ -180,9 +182,10 @@ fn samples_do_not_depend_on_their_neighbours() {
             v: View::dense(&v[range], &shape).unwrap(),
             mask: None,
             scale: 0.3,
+            format: Format::F32,
         };
         let mut y = vec![0.0; count * size];
-        let mut scratch = vec![0.0; attention_scratch(tokens, dim, 1)];
+        let mut scratch = vec![0.0; attention_scratch(tokens, dim, Format::F32, 1)];
         let ctx = Context { isa, pool: &Serial };
         attention(&ctx, &op, &mut ViewMut::dense(&mut y, &shape).unwrap(), &mut scratch);
         y

@@ -8,11 +8,13 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Numbers, isas};
-use scoregraph_kernels::attention::{Attention, attention, attention_scratch};
-use scoregraph_kernels::linear::{Linear, Weights, linear};
+use scoregraph_kernels::attention::{Attention, Format, attention, attention_scratch};
+use scoregraph_kernels::linear::{Input, Linear, Output, Weights, linear};
+use scoregraph_kernels::format::{Grid, Rows};
 use scoregraph_kernels::matmul::{matmul, matmul_scratch};
-use scoregraph_kernels::norm::{LayerNorm, layer_norm, rms_norm};
+use scoregraph_kernels::norm::{Affine, layer_norm, rms_norm};
 use scoregraph_kernels::pointwise::{Binary, Instr, Operand, Program, Unary, pointwise, pointwise_scratch};
+use scoregraph_kernels::quantize::{quantize_image, quantize_image_scratch, rows_scratch};
 use scoregraph_kernels::reduce::{Reduction, reduce};
 use scoregraph_kernels::softmax::softmax;
 use scoregraph_kernels::{Act, Context, Isa, Serial, View, ViewMut};
@@ -51,14 +53,14 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
             Box::new(move |ctx, y| {
                 let op = Linear {
                     cols: SIDE,
-                    x: View::dense(x, &square).unwrap(),
+                    x: Input::F32(View::dense(x, &square).unwrap()),
                     weights: Weights::N16(w),
                     bias: Some(&x[..SIDE]),
                     act,
                     gate: Some(View::dense(&x[..SIDE], &[1, SIDE]).unwrap()),
                     residual: Some(View::dense(w, &square).unwrap()),
                 };
-                linear(ctx, &op, &mut ViewMut::dense(y, &square).unwrap(), &mut []);
+                linear(ctx, &op, Output::F32(ViewMut::dense(y, &square).unwrap()), &mut []);
             }),
         ));
         kernels.push((
@@ -66,12 +68,41 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
             Box::new(move |ctx, y| {
                 let row = Some(View::dense(&w[..SIDE], &[1, SIDE]).unwrap());
                 let bias = Some(&w[..SIDE]);
-                let op = LayerNorm { cols: SIDE, eps: 1e-5, weight: bias, bias, scale: row, shift: row, act };
-                layer_norm(ctx, &op, x, y);
+                let op = Affine { weight: bias, bias, scale: row, shift: row, act };
+                let mut y = Rows::F32(ViewMut::dense(y, &square).unwrap());
+                layer_norm(ctx, 1e-5, &op, &View::dense(x, &square).unwrap(), &mut y, &mut []);
             }),
         ));
     }
-    kernels.push(("rms_norm".into(), Box::new(|ctx, y| rms_norm(ctx, SIDE, 1e-5, Some(&w[..SIDE]), x, y))));
+    kernels.push((
+        "rms_norm to f32".into(),
+        Box::new(move |ctx, y| {
+            let mut y = Rows::F32(ViewMut::dense(y, &square).unwrap());
+            rms_norm(ctx, 1e-5, &Affine::NONE, &View::dense(x, &square).unwrap(), &mut y, &mut []);
+        }),
+    ));
+    let (mut bytes, mut words, mut grid) = (vec![0u8; SIDE * SIDE], vec![0u16; SIDE * SIDE], vec![0.0; 2 * SIDE]);
+    let mut scratch = vec![0.0; rows_scratch(SIDE, SIDE, 1)];
+    kernels.push((
+        "rms_norm to u8 and bf16".into(),
+        Box::new(move |ctx, _| {
+            let x = View::dense(x, &square).unwrap();
+            let y = ViewMut::dense(&mut bytes, &square).unwrap();
+            let mut y = Rows::Bytes { y, top: 255, grid: Grid::Measured(&mut grid) };
+            rms_norm(ctx, 1e-5, &Affine::NONE, &x, &mut y, &mut scratch);
+            let mut y = Rows::Bf16(ViewMut::dense(&mut words, &square).unwrap());
+            rms_norm(ctx, 1e-5, &Affine::NONE, &x, &mut y, &mut scratch);
+        }),
+    ));
+    let (mut bytes, mut grid) = (vec![0u8; SIDE * SIDE], vec![0.0; 2]);
+    let mut scratch = vec![0.0; quantize_image_scratch(1, SIDE)];
+    kernels.push((
+        "quantize of an image".into(),
+        Box::new(move |ctx, _| {
+            let x = View::dense(x, &[1, SIDE, SIDE]).unwrap();
+            quantize_image(ctx, &x, &mut bytes, 127, &mut Grid::Measured(&mut grid), &mut scratch);
+        }),
+    ));
     kernels.push(("softmax".into(), Box::new(|ctx, y| softmax(ctx, SIDE, x, y))));
     for kind in [Reduction::Sum, Reduction::Mean, Reduction::Min, Reduction::Max] {
         kernels.push((format!("reduce {kind:?}"), Box::new(move |ctx, y| reduce(ctx, kind, SIDE, x, &mut y[..SIDE]))));
@@ -93,8 +124,8 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
         Box::new(|ctx, y| {
             let shape = [1, 4, SIDE, 32];
             let (q, v) = (View::dense(x, &shape).unwrap(), View::dense(w, &shape).unwrap());
-            let mut scratch = vec![0.0; attention_scratch(SIDE, 32, 1)];
-            let op = Attention { q, k: v, v, mask: None, scale: 1.0 };
+            let mut scratch = vec![0.0; attention_scratch(SIDE, 32, Format::F32, 1)];
+            let op = Attention { q, k: v, v, mask: None, scale: 1.0, format: Format::F32 };
             attention(ctx, &op, &mut ViewMut::dense(y, &shape).unwrap(), &mut scratch);
         }),
     ));

@@ -187,6 +187,11 @@ impl<'a> Args<'a> {
         self.attr(name).and_then(Value::as_str).ok_or_else(|| self.wrong(name, "text"))
     }
 
+    /// Text, or nothing.
+    pub fn optional_text(&self, name: &str) -> Result<Option<&'a str>> {
+        if self.attr(name).is_none() { Ok(None) } else { self.text(name).map(Some) }
+    }
+
     /// A list of anything.
     pub fn list(&self, name: &str) -> Result<&'a [Value]> {
         self.attr(name).and_then(Value::as_array).map(Vec::as_slice).ok_or_else(|| self.wrong(name, "a list"))

@@ -1,6 +1,8 @@
 //! Scaled dot-product attention.
 
-use scoregraph_kernels::attention::{Attention as AttentionArgs, attention as attention_kernel, attention_scratch};
+use scoregraph_kernels::attention::{
+    Attention as AttentionArgs, Format, attention as attention_kernel, attention_scratch,
+};
 
 use super::{Args, Frame, Kernel, Target};
 use crate::fault::{Fault, Result};
@@ -15,6 +17,7 @@ struct Attention {
     keys: usize,
     dim: usize,
     scale: f32,
+    format: Format,
 }
 
 pub(super) fn attention(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
@@ -37,7 +40,12 @@ pub(super) fn attention(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
         mask.expect_plain("mask")?;
         mask.expect_shape("mask", &[samples, heads, queries, keys])?;
     }
-    Ok(Box::new(Attention { keys, dim, scale: args.number("scale")?, q, k, v, mask, y }))
+    let format = match args.optional_text("format")? {
+        None | Some("f32") => Format::F32,
+        Some("bf16") => Format::Bf16,
+        Some(_) => return Err(args.wrong("format", "f32, bf16 or i8")),
+    };
+    Ok(Box::new(Attention { keys, dim, scale: args.number("scale")?, format, q, k, v, mask, y }))
 }
 
 impl Kernel for Attention {
@@ -50,6 +58,7 @@ impl Kernel for Attention {
                 v: frame.view(&self.v),
                 mask: self.mask.as_ref().map(|mask| frame.view(mask)),
                 scale: self.scale,
+                format: self.format,
             };
             attention_kernel(&frame.context(), &op, &mut frame.view_mut(&self.y), frame.scratch());
         }
@@ -57,6 +66,6 @@ impl Kernel for Attention {
     }
 
     fn scratch_floats(&self, threads: usize) -> usize {
-        attention_scratch(self.keys, self.dim, threads)
+        attention_scratch(self.keys, self.dim, self.format, threads)
     }
 }

@@ -1,0 +1,259 @@
+//! Attention in float32, with operands as they are or rounded to bf16.
+//!
+//! A tile packs the keys and values of its head, then takes its rows through blocks of keys with a running maximum and sum
+//! (FlashAttention, Dao et al., 2022). The blocks of keys are the same for every row.
+
+use scoregraph_simd::{Kernel, Simd};
+
+use super::product::{Sums, multiply};
+use super::weights::{Running, round_bf16, soften};
+use super::{Matrix, Tile};
+use crate::gemm::{self, Float as Floats, PANEL, Rows};
+
+/// Query rows whose scores exist at a time, 24 KiB of them: a multiple of the rows of every register tile.
+pub(super) const ROWS: usize = 24;
+/// Keys whose scores exist at a time.
+const KEY_BLOCK: usize = 256;
+/// Query rows that go through a block of keys before the next one: that block is read from the second-level cache.
+const QUERY_BLOCK: usize = 8 * ROWS;
+/// Floats of the widest vector.
+const WIDEST: usize = 16;
+
+/// Floats of scratch of a tile.
+pub(super) fn scratch(keys: usize, dim: usize) -> usize {
+    Lengths::new(keys, dim).total()
+}
+
+/// How many floats every part of a tile's scratch takes.
+#[derive(Clone, Copy)]
+struct Lengths {
+    keys: usize,
+    values: usize,
+    queries: usize,
+    scores: usize,
+    start: usize,
+    sums: usize,
+}
+
+impl Lengths {
+    fn new(keys: usize, dim: usize) -> Lengths {
+        Lengths {
+            keys: gemm::packed_len(keys, dim),
+            values: gemm::packed_len(dim, keys),
+            queries: QUERY_BLOCK * dim,
+            scores: ROWS * KEY_BLOCK,
+            start: KEY_BLOCK,
+            sums: QUERY_BLOCK * dim.next_multiple_of(PANEL),
+        }
+    }
+
+    fn total(self) -> usize {
+        self.keys + self.values + self.queries + self.scores + self.start + self.sums
+    }
+}
+
+/// A tile in float32, its operands rounded to bf16 or not.
+pub(super) struct Float<'a, const BF16: bool> {
+    pub(super) tile: Tile,
+    pub(super) scratch: &'a mut [f32],
+}
+
+impl<const BF16: bool> Kernel for Float<'_, BF16> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Tile { q, k, v, mask, y, scale, queries, keys, dim } = self.tile;
+        let lengths = Lengths::new(keys, dim);
+        let (packed_keys, rest) = self.scratch.split_at_mut(lengths.keys);
+        let (packed_values, rest) = rest.split_at_mut(lengths.values);
+        let (rows_of_q, rest) = rest.split_at_mut(lengths.queries);
+        let (scores, rest) = rest.split_at_mut(lengths.scores);
+        let (start_row, sums) = rest.split_at_mut(lengths.start);
+        let (panels, padded) = (dim.div_ceil(PANEL), dim.next_multiple_of(PANEL));
+        // SAFETY: both operands have `keys` rows of `dim` elements, and the scratch has room for them packed: keys are
+        // the columns of kᵀ, dimensions the columns of v.
+        unsafe {
+            gemm::pack(s, k.ptr, (keys, dim), (k.rows, k.cols), packed_keys.as_mut_ptr());
+            gemm::pack(s, v.ptr, (dim, keys), (v.cols, v.rows), packed_values.as_mut_ptr());
+        }
+        if BF16 {
+            for packed in [&mut packed_keys[..], &mut packed_values[..]] {
+                for chunk in packed.chunks_exact_mut(S::LANES) {
+                    // SAFETY: the chunk is a vector.
+                    unsafe { s.store(chunk.as_mut_ptr(), round_bf16(s, s.load(chunk.as_ptr()))) };
+                }
+            }
+        }
+        let factor = s.splat(scale);
+        for block in (queries.0..queries.1).step_by(QUERY_BLOCK) {
+            let block_rows = QUERY_BLOCK.min(queries.1 - block);
+            for (row, to) in rows_of_q.chunks_mut(dim).take(block_rows).enumerate() {
+                // SAFETY: a row of q.
+                unsafe {
+                    q.read(
+                        s,
+                        (block + row, 0),
+                        to,
+                        #[inline(always)]
+                        |x| s.mul(factor, if BF16 { round_bf16(s, x) } else { x }),
+                    );
+                }
+            }
+            let mut running = [Running::START; QUERY_BLOCK];
+            // At least one block of keys, so that y is written where there are none.
+            let mut key = 0;
+            while key == 0 || key < keys {
+                let width = KEY_BLOCK.min(keys - key);
+                let padded_width = width.next_multiple_of(PANEL);
+                let shared = mask.is_none_or(|mask| mask.rows == 0);
+                if shared {
+                    // SAFETY: elements `key..key + width` of the only row of the mask.
+                    unsafe { start_scores(s, mask, (0, key), &mut start_row[..padded_width], width) };
+                }
+                for first in (0..block_rows).step_by(ROWS) {
+                    let rows = ROWS.min(block_rows - first);
+                    let start = if !shared {
+                        for (row, to) in scores.chunks_mut(KEY_BLOCK).take(rows).enumerate() {
+                            // SAFETY: elements `key..key + width` of a row of the mask.
+                            unsafe {
+                                start_scores(s, mask, (block + first + row, key), &mut to[..padded_width], width);
+                            }
+                        }
+                        Some(Rows { ptr: scores.as_ptr(), stride: KEY_BLOCK })
+                    } else if mask.is_some() || padded_width != width {
+                        Some(Rows { ptr: start_row.as_ptr(), stride: 0 })
+                    } else {
+                        None
+                    };
+                    let mut largest = [f32::NEG_INFINITY; ROWS * WIDEST];
+                    let mut to = Scores {
+                        start,
+                        scores: Rows { ptr: scores.as_mut_ptr(), stride: KEY_BLOCK },
+                        largest: largest.as_mut_ptr(),
+                    };
+                    // SAFETY: `rows <= ROWS` rows of queries and scores; keys `key..key + width` begin a panel of the
+                    // packed keys.
+                    unsafe {
+                        let a = Rows { ptr: rows_of_q.as_ptr().add(first * dim).cast(), stride: 4 * dim };
+                        let b = Rows { ptr: packed_keys.as_ptr().add(key * dim).cast(), stride: dim * PANEL };
+                        multiply(s, Floats, a, rows, b, padded_width / PANEL, dim, &mut to);
+                    }
+                    let mut shrink = [1.0; ROWS];
+                    for (row, scores) in scores.chunks_mut(KEY_BLOCK).take(rows).enumerate() {
+                        // SAFETY: a vector of `largest`.
+                        let largest = s.reduce_max(unsafe { s.load(largest.as_ptr().add(row * WIDEST)) });
+                        let running = &mut running[first + row];
+                        (*running, shrink[row]) = soften::<S, BF16>(s, &mut scores[..padded_width], largest, *running);
+                    }
+                    let mut to = Averages {
+                        sums: Rows { ptr: sums.as_mut_ptr().wrapping_add(first * padded), stride: padded },
+                        shrink: (key > 0).then_some(&shrink),
+                    };
+                    // SAFETY: as above, and a row of every panel of the packed values.
+                    unsafe {
+                        let a = Rows { ptr: scores.as_ptr().cast(), stride: 4 * KEY_BLOCK };
+                        let b = Rows { ptr: packed_values.as_ptr().add(key * PANEL).cast(), stride: keys * PANEL };
+                        multiply(s, Floats, a, rows, b, panels, width, &mut to);
+                    }
+                }
+                key += KEY_BLOCK;
+            }
+            for (row, sums) in sums.chunks(padded).take(block_rows).enumerate() {
+                // SAFETY: a row of y, which only this tile writes.
+                unsafe { y.write_scaled(s, block + row, &sums[..dim], 1.0 / running[row].total) };
+            }
+        }
+    }
+}
+
+/// What the scores of a row start from: the mask, or 0; and -inf past the last key.
+///
+/// # Safety
+/// `width` elements of the mask from `at` on are readable.
+#[inline(always)]
+unsafe fn start_scores<S: Simd>(s: S, mask: Option<Matrix>, at: (usize, usize), to: &mut [f32], width: usize) {
+    let (real, rest) = to.split_at_mut(width);
+    rest.fill(f32::NEG_INFINITY);
+    match mask {
+        // SAFETY: the caller's contract.
+        Some(mask) => unsafe {
+            mask.read(
+                s,
+                at,
+                real,
+                #[inline(always)]
+                |x| x,
+            );
+        },
+        None => real.fill(0.0),
+    }
+}
+
+/// Scores: they start from a row, and the largest of each row is kept.
+struct Scores {
+    /// Rows they start from; a stride of 0 is one for all. None is 0.
+    start: Option<Rows<*const f32>>,
+    scores: Rows<*mut f32>,
+    /// A vector for every row, [`WIDEST`] floats apart.
+    largest: *mut f32,
+}
+
+impl<S: Simd> Sums<S, S::F> for Scores {
+    #[inline(always)]
+    fn start<const V: usize>(&self, s: S, row: usize, col: usize) -> [S::F; V] {
+        let mut sums = [s.splat(0.0); V];
+        if let Some(start) = self.start {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: these rows are as long as those of the scores.
+                *sum = unsafe { s.load(start.ptr.add(row * start.stride + col + v * S::LANES)) };
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn finish<const V: usize>(&mut self, s: S, row: usize, col: usize, sums: [S::F; V]) {
+        // SAFETY: vectors of a row of the scores, and the row's vector of `largest`.
+        unsafe {
+            let kept = self.largest.add(row * WIDEST);
+            let mut largest = s.load(kept);
+            for (v, sum) in sums.into_iter().enumerate() {
+                largest = s.max(largest, sum);
+                s.store(self.scores.ptr.add(row * self.scores.stride + col + v * S::LANES), sum);
+            }
+            s.store(kept, largest);
+        }
+    }
+}
+
+/// Weighted sums of values: those of earlier blocks of keys shrink to the new base.
+struct Averages<'a> {
+    sums: Rows<*mut f32>,
+    /// What the sums so far are multiplied by, row by row; none in the first block.
+    shrink: Option<&'a [f32; ROWS]>,
+}
+
+impl<S: Simd> Sums<S, S::F> for Averages<'_> {
+    #[inline(always)]
+    fn start<const V: usize>(&self, s: S, row: usize, col: usize) -> [S::F; V] {
+        let mut sums = [s.splat(0.0); V];
+        if let Some(shrink) = self.shrink {
+            let shrink = s.splat(shrink[row]);
+            for (v, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: vectors of a row of the sums.
+                let so_far = unsafe { s.load(self.sums.ptr.add(row * self.sums.stride + col + v * S::LANES)) };
+                *sum = s.mul(shrink, so_far);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn finish<const V: usize>(&mut self, s: S, row: usize, col: usize, sums: [S::F; V]) {
+        for (v, sum) in sums.into_iter().enumerate() {
+            // SAFETY: vectors of a row of the sums.
+            unsafe { s.store(self.sums.ptr.add(row * self.sums.stride + col + v * S::LANES), sum) };
+        }
+    }
+}
