@@ -4,7 +4,7 @@ mod common;
 
 use common::{Numbers, assert_close, bits, everywhere, gelu};
 use proptest::prelude::*;
-use scoregraph_kernels::linear::{Linear, Weights, linear, linear_scratch};
+use scoregraph_kernels::linear::{Input, Linear, Output, Weights, linear, linear_scratch};
 use scoregraph_kernels::matmul::{matmul, matmul_scratch};
 use scoregraph_kernels::{Act, Context, Layout, View, ViewMut};
 
@@ -52,7 +52,7 @@ impl Case {
             let dense = Layout::dense(&[m, n]).unwrap();
             let op = Linear {
                 cols: n,
-                x: View::new(&x, 0, Layout::new(&[m, k], &[x_stride, 1]).unwrap()).unwrap(),
+                x: Input::F32(View::new(&x, 0, Layout::new(&[m, k], &[x_stride, 1]).unwrap()).unwrap()),
                 weights: if self.packed { Weights::N16(&packed) } else { Weights::Plain(&w) },
                 bias: bias.as_deref(),
                 act: self.act,
@@ -63,10 +63,10 @@ impl Case {
                 // SAFETY: `linear` works in place where the residual is y.
                 residual: self.residual.then(|| unsafe { View::from_raw(y_ptr.cast_const(), dense) }),
             };
-            let mut scratch = vec![f32::NAN; linear_scratch(&op)];
+            let mut scratch = vec![f32::NAN; linear_scratch(&op, ctx.isa)];
             // SAFETY: y lives through the call, and only the residual shares it.
-            let mut out = unsafe { ViewMut::from_raw(y_ptr, dense) };
-            linear(ctx, &op, &mut out, &mut scratch);
+            let out = unsafe { ViewMut::from_raw(y_ptr, dense) };
+            linear(ctx, &op, Output::F32(out), &mut scratch);
             y
         };
         let mut want = vec![0.0; m * n];
@@ -165,14 +165,14 @@ fn rows_do_not_depend_on_their_neighbours() {
             let mut y = vec![0.0; rows * n];
             let op = Linear {
                 cols: n,
-                x: View::dense(x, &[rows, k]).unwrap(),
+                x: Input::F32(View::dense(x, &[rows, k]).unwrap()),
                 weights: Weights::N16(&packed),
                 bias: None,
                 act: Act::GeluErf,
                 gate: None,
                 residual: None,
             };
-            linear(&ctx, &op, &mut ViewMut::dense(&mut y, &[rows, n]).unwrap(), &mut []);
+            linear(&ctx, &op, Output::F32(ViewMut::dense(&mut y, &[rows, n]).unwrap()), &mut []);
             y
         };
         let all = run(&x);
@@ -194,7 +194,7 @@ fn rows_in_leading_dimensions_may_be_uneven() {
     let results = everywhere(|ctx| {
         let op = Linear {
             cols: n,
-            x: View::new(&x, 2 * k, Layout::new(&[b, t, k], &[8 * k, k, 1]).unwrap()).unwrap(),
+            x: Input::F32(View::new(&x, 2 * k, Layout::new(&[b, t, k], &[8 * k, k, 1]).unwrap()).unwrap()),
             weights: Weights::N16(&packed),
             bias: None,
             act: Act::None,
@@ -202,8 +202,8 @@ fn rows_in_leading_dimensions_may_be_uneven() {
             residual: None,
         };
         let mut y = vec![0.0; b * t * n];
-        let mut scratch = vec![0.0; linear_scratch(&op)];
-        linear(ctx, &op, &mut ViewMut::dense(&mut y, &[b, t, n]).unwrap(), &mut scratch);
+        let mut scratch = vec![0.0; linear_scratch(&op, ctx.isa)];
+        linear(ctx, &op, Output::F32(ViewMut::dense(&mut y, &[b, t, n]).unwrap()), &mut scratch);
         y
     });
     let mut want = Vec::new();
@@ -223,7 +223,7 @@ fn nan_and_infinity_stay_in_their_rows() {
     for (isa, y) in everywhere(|ctx| {
         let op = Linear {
             cols: n,
-            x: View::dense(&x, &[m, k]).unwrap(),
+            x: Input::F32(View::dense(&x, &[m, k]).unwrap()),
             weights: Weights::N16(&w),
             bias: None,
             act: Act::Silu,
@@ -231,7 +231,7 @@ fn nan_and_infinity_stay_in_their_rows() {
             residual: None,
         };
         let mut y = vec![0.0; m * n];
-        linear(ctx, &op, &mut ViewMut::dense(&mut y, &[m, n]).unwrap(), &mut []);
+        linear(ctx, &op, Output::F32(ViewMut::dense(&mut y, &[m, n]).unwrap()), &mut []);
         y
     }) {
         for (i, v) in y.iter().enumerate() {

@@ -2,31 +2,7 @@
 
 use scoregraph_simd::Simd;
 
-use super::{PANEL, Rows};
-
-/// The most rows of a tile.
-///
-/// Of 32 AVX-512 registers, 8 rows by 3 panels take 24 for C, 3 for B and one for A; of 16 AVX2 registers, 6 rows by one
-/// panel (two registers) take 12, 2 and one.
-#[inline(always)]
-pub(super) const fn most_rows<S: Simd>() -> usize {
-    match S::LANES {
-        16 => 8,
-        8 => 6,
-        _ => 3,
-    }
-}
-
-/// The most panels of a tile of `rows` rows: few rows leave registers for more panels, whose chains hide the latency.
-#[inline(always)]
-pub(super) const fn most_panels<S: Simd>(rows: usize) -> usize {
-    match (S::LANES, rows) {
-        (16, _) => 3,
-        (8, 0..=2) => 3,
-        (8, 3) => 2,
-        _ => 1,
-    }
-}
+use super::{PANEL, Product, Rows};
 
 /// [`multiply_tile`] for a size known only now.
 ///
@@ -34,22 +10,25 @@ pub(super) const fn most_panels<S: Simd>(rows: usize) -> usize {
 /// As [`multiply_tile`].
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "three matrices with their sizes")]
-pub(super) unsafe fn multiply<S: Simd>(
+pub(super) unsafe fn multiply<S: Simd, P: Product<S>>(
     s: S,
+    product: P,
     rows: usize,
     panels: usize,
-    a: Rows<*const f32>,
-    b: Rows<*const f32>,
+    a: Rows<*const u8>,
+    b: Rows<*const u32>,
     k: usize,
-    c: Rows<*mut f32>,
+    c: Rows<*mut u32>,
     accumulate: bool,
 ) {
-    /// One arm for each size, `rows x panels => vectors in a row`.
+    /// One arm for each size, `rows x panels => vectors in a row`; those that the product never asks for are not compiled.
     macro_rules! sizes {
         ($($rows:literal x $panels:literal => $vectors:literal),* $(,)?) => {
             match (rows, panels) {
-                // SAFETY: the caller's contract.
-                $(($rows, $panels) => unsafe { multiply_tile::<S, $rows, $vectors>(s, a, b, k, c, accumulate) },)*
+                $(($rows, $panels) if $rows <= P::most_rows() && $panels <= P::most_panels($rows) => {
+                    // SAFETY: the caller's contract.
+                    unsafe { multiply_tile::<S, P, $rows, $vectors>(s, product, a, b, k, c, accumulate) }
+                })*
                 _ => unreachable!("no tile of {rows} rows and {panels} panels"),
             }
         };
@@ -74,51 +53,78 @@ pub(super) unsafe fn multiply<S: Simd>(
 /// `c[ROWS, VECTORS * LANES] = a[ROWS, k] b`, or `+=` if `accumulate`.
 ///
 /// # Safety
-/// The elements of `a` and `b` are readable, those of `c` writable, and `c` overlaps neither.
+/// The words of `a` and `b` are readable, those of `c` writable, and `c` overlaps neither.
 #[inline(always)]
-unsafe fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn multiply_tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usize>(
     s: S,
-    a: Rows<*const f32>,
-    b: Rows<*const f32>,
+    product: P,
+    a: Rows<*const u8>,
+    b: Rows<*const u32>,
     k: usize,
-    c: Rows<*mut f32>,
+    c: Rows<*mut u32>,
     accumulate: bool,
 ) {
     // SAFETY: vector v of a row is lanes `v * LANES ..` of the tile: panel `v * LANES / 16`, column `v * LANES % 16`;
     // rows are below ROWS, vectors below VECTORS, steps below k. The caller's contract.
     unsafe {
-        let rows: [*const f32; ROWS] = std::array::from_fn(
+        let rows: [*const u8; ROWS] = std::array::from_fn(
             #[inline(always)]
             |row| a.ptr.add(row * a.stride),
         );
-        let panels: [*const f32; VECTORS] = std::array::from_fn(
+        let panels: [*const u32; VECTORS] = std::array::from_fn(
             #[inline(always)]
             |v| b.ptr.add(v * S::LANES / PANEL * b.stride + v * S::LANES % PANEL),
         );
-        let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
-        if accumulate {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.load(c.ptr.add(row * c.stride + v * S::LANES));
-                }
-            }
-        }
-        for step in 0..k {
-            let columns: [S::F; VECTORS] = std::array::from_fn(
+        let mut start = 0;
+        while start == 0 || start < k {
+            let end = k.min(start.saturating_add(product.chain()));
+            let accumulate = accumulate || start > 0;
+            let mut sums: [[P::Sum; VECTORS]; ROWS] = std::array::from_fn(
                 #[inline(always)]
-                |v| s.load(panels[v].add(step * PANEL)),
+                |row| {
+                    std::array::from_fn(
+                        #[inline(always)]
+                        |v| product.begin(s, c.ptr.add(row * c.stride + v * S::LANES), accumulate),
+                    )
+                },
             );
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let x = s.splat(*rows[row].add(step));
-                for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = s.mul_add(x, column, *sum);
+            let whole = end - (end - start) % P::STEP;
+            let mut step = start;
+            while step < whole {
+                let columns: [[P::Word; 2]; VECTORS] = std::array::from_fn(
+                    #[inline(always)]
+                    |v| {
+                        let column = panels[v].add(step * PANEL);
+                        let second =
+                            if P::STEP == 2 { product.load(s, column.add(PANEL)) } else { product.zero(s) };
+                        [product.load(s, column), second]
+                    },
+                );
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = rows[row].add(4 * step);
+                    let second = if P::STEP == 2 { product.splat(s, x.add(4)) } else { product.zero(s) };
+                    let x = [product.splat(s, x), second];
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = product.step(s, *sum, x, column);
+                    }
+                }
+                step += P::STEP;
+            }
+            if P::STEP == 2 && whole < end {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = [product.splat(s, rows[row].add(4 * whole)), product.zero(s)];
+                    for (sum, panel) in sums.iter_mut().zip(panels) {
+                        let column = [product.load(s, panel.add(whole * PANEL)), product.zero(s)];
+                        *sum = product.step(s, *sum, x, column);
+                    }
                 }
             }
-        }
-        for (row, sums) in sums.into_iter().enumerate() {
-            for (v, sum) in sums.into_iter().enumerate() {
-                s.store(c.ptr.add(row * c.stride + v * S::LANES), sum);
+            for (row, sums) in sums.into_iter().enumerate() {
+                for (v, sum) in sums.into_iter().enumerate() {
+                    product.end(s, sum, c.ptr.add(row * c.stride + v * S::LANES), accumulate);
+                }
             }
+            start = end.max(1);
         }
     }
 }

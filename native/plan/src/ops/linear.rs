@@ -1,7 +1,7 @@
 //! Matrix products.
 
 use scoregraph_kernels::Act;
-use scoregraph_kernels::linear::{Linear as LinearArgs, Weights, linear as linear_kernel};
+use scoregraph_kernels::linear::{Input, Linear as LinearArgs, Output, Weights, linear as linear_kernel};
 use scoregraph_kernels::matmul::{matmul as matmul_kernel, matmul_scratch};
 
 use super::norm::{group_rows, vector};
@@ -77,14 +77,14 @@ impl Kernel for Linear {
             let w = frame.slice(&self.w);
             let op = LinearArgs {
                 cols: self.cols,
-                x: frame.view(&self.x),
+                x: Input::F32(frame.view(&self.x)),
                 weights: if self.w.packing == Packing::N16 { Weights::N16(w) } else { Weights::Plain(w) },
                 bias: self.bias.as_ref().map(|bias| frame.slice(bias)),
                 act: self.act,
                 gate: self.gate.as_ref().map(|gate| frame.view(gate)),
                 residual: self.residual.as_ref().map(|residual| frame.view(residual)),
             };
-            linear_kernel(&frame.context(), &op, &mut frame.view_mut(&self.y), frame.scratch());
+            linear_kernel(&frame.context(), &op, Output::F32(frame.view_mut(&self.y)), frame.scratch());
         }
         Ok(())
     }

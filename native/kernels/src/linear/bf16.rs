@@ -1,0 +1,234 @@
+//! `linear` in bf16: x is rounded to it, products are exact and summed in float32.
+//!
+//! Of each pair of inputs the odd one's product is added first, then the even one's, as the processor's instruction does
+//! that takes pairs. Where there is none, or where it is slower than float32, pairs are expanded to float32, the odd one
+//! first: the same sums in the same order.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use scoregraph_simd::{Bf16Dots, Bf16Kernel, Disjoint, Isa, Kernel, Simd};
+
+use super::epilogue::Epilogue;
+use super::float::{FloatSums, Job, multiply_part};
+use super::{Input, Part, Sums, TILE_COLS, TILE_ROWS, even_rows, for_parts, row_starts};
+use crate::Context;
+use crate::gemm::{self, BLOCK_WORDS, Bf16, PANEL, Panels, Rows, Storage, flush_subnormal};
+use crate::rows::{RowStarts, for_row_ranges};
+
+/// Floats of scratch for x \[m, k\]; `ready` if it is bf16 in evenly spaced rows already.
+pub(super) fn scratch(isa: Isa, (m, k): (usize, usize), ready: bool) -> usize {
+    match pairs_are_faster(isa) {
+        true if ready => 0,
+        true => (m * k).div_ceil(2),
+        false => m * k,
+    }
+}
+
+/// Computes y from x and weights in the layout `k2n16`.
+pub(super) fn run(
+    ctx: &Context,
+    epilogue: &Epilogue,
+    (m, n, k): (usize, usize, usize),
+    x: Input,
+    packed: &[u16],
+    scratch: &mut [f32],
+) {
+    let pairs = pairs_are_faster(ctx.isa);
+    let weights = packed.as_ptr().cast();
+    let x: Rows<*const u8> = match x {
+        Input::Bf16(x) if pairs => {
+            let (x, _) = even_rows(ctx, x, scratch);
+            Rows { ptr: x.ptr.cast(), stride: 2 * x.stride }
+        }
+        _ => {
+            let to = if pairs { Form::Pairs } else { Form::Expanded };
+            prepare(ctx, x, (m, k), to, scratch);
+            let size = if pairs { 2 } else { 4 };
+            Rows { ptr: scratch.as_ptr().cast(), stride: size * k }
+        }
+    };
+    let storage = if pairs { Storage::Words } else { Storage::Bf16 };
+    let words = if pairs { k / 2 } else { k };
+    let job = Job { epilogue, k: words, x, packed: Panels::stored(weights, words, storage, std::ptr::null_mut()) };
+    for_parts(ctx, (m, n), |part| {
+        let tile = Tile { job: &job, part };
+        if pairs { ctx.isa.dispatch_bf16(tile) } else { ctx.isa.dispatch(tile) }
+    });
+}
+
+struct Tile<'a> {
+    job: &'a Job<'a>,
+    part: Part,
+}
+
+impl Kernel for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut room = [const { std::mem::MaybeUninit::<u32>::uninit() }; BLOCK_WORDS];
+        let packed = self.job.packed.with_room(room.as_mut_ptr().cast());
+        // SAFETY: a part of a checked call, whose words are floats once they are expanded.
+        unsafe { multiply_part(s, self.job, &packed, self.part) };
+    }
+}
+
+impl Bf16Kernel for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Bf16Dots>(self, s: S) {
+        let Tile { job, part } = self;
+        let mut sums: Sums = [const { std::mem::MaybeUninit::uninit() }; TILE_ROWS * TILE_COLS];
+        let c = Rows { ptr: sums.as_mut_ptr().cast::<u32>(), stride: TILE_COLS };
+        let first = part.col / PANEL;
+        // SAFETY: a part of a checked call; `sums` has room for TILE_ROWS rows of TILE_COLS columns.
+        unsafe {
+            let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride), ..job.x };
+            let panels = first..first + part.cols.div_ceil(PANEL);
+            gemm::multiply_words(s, Bf16, a, part.rows, &job.packed, panels, 0..job.k, c, false);
+            let sums = FloatSums(Rows { ptr: c.ptr.cast_const().cast(), stride: c.stride });
+            job.epilogue.finish(s, part, &sums);
+        }
+    }
+}
+
+/// What x is made.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    /// bf16, in order.
+    Pairs,
+    /// float32 of the bf16, of each pair the odd one first.
+    Expanded,
+}
+
+/// Writes x \[m, k\] to the scratch, rounded.
+fn prepare(ctx: &Context, x: Input, (m, k): (usize, usize), form: Form, scratch: &mut [f32]) {
+    let starts = row_starts(x.layout(), (m, k), "x");
+    let floats = if form == Form::Pairs { k / 2 } else { k };
+    let out = Disjoint::new(&mut scratch[..m * floats]);
+    for_row_ranges(ctx, m, k, |rows, _| {
+        // SAFETY: every row is in one range.
+        let out = unsafe { out.part(rows.start * floats..rows.end * floats) };
+        ctx.isa.dispatch(Prepare { x, starts: &starts, first: rows.start, k, form, out });
+    });
+}
+
+struct Prepare<'a> {
+    x: Input<'a>,
+    starts: &'a RowStarts,
+    first: usize,
+    k: usize,
+    form: Form,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Prepare<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let floats = if self.form == Form::Pairs { self.k / 2 } else { self.k };
+        if floats == 0 {
+            return;
+        }
+        let mut lanes = [0.0f32; 16];
+        for (row, out) in self.out.chunks_exact_mut(floats).enumerate() {
+            let start = self.starts.at(self.first + row);
+            let out = out.as_mut_ptr();
+            for col in (0..self.k).step_by(S::LANES) {
+                let n = S::LANES.min(self.k - col);
+                // SAFETY: row `first + row` of x has `k` elements from `start` on, `out` room for as many in its form,
+                // and LANES <= 16.
+                unsafe {
+                    let upper = match self.x {
+                        Input::F32(x) => s.to_bf16(s.load_first(x.as_ptr().add(start + col), n)),
+                        Input::Bf16(x) => {
+                            for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+                                *lane = f32::from_bits(u32::from(x.as_ptr().add(start + col + i).read_unaligned()));
+                            }
+                            s.bits(s.load(lanes.as_ptr()))
+                        }
+                        Input::Bytes { .. } => unreachable!("bytes are not rounded to bf16"),
+                    };
+                    if self.form == Form::Pairs {
+                        s.store_words(out.cast::<u16>().add(col), upper, n);
+                        continue;
+                    }
+                    let value = flush_subnormal(s, s.shl(upper, 16));
+                    if S::LANES == 1 {
+                        s.store(out.add(col ^ 1), value);
+                        continue;
+                    }
+                    // Neighbours change places.
+                    s.store(lanes.as_mut_ptr(), value);
+                    for i in (0..n).step_by(2) {
+                        out.add(col + i).write(lanes[i + 1]);
+                        out.add(col + i + 1).write(lanes[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether the processor's products of bf16 pairs are faster than float32 ones, measured once. The results are the same.
+///
+/// Zen 4 issues as many of them as float32 multiply-adds, with twice the work in each; the first Xeons to have them run
+/// them at a quarter of that.
+fn pairs_are_faster(isa: Isa) -> bool {
+    static FASTER: OnceLock<bool> = OnceLock::new();
+    isa.has_bf16_dots()
+        && *FASTER.get_or_init(|| {
+            let best = |f: &dyn Fn()| {
+                let time = || {
+                    let start = Instant::now();
+                    f();
+                    start.elapsed()
+                };
+                (0..5).map(|_| time()).min().unwrap_or(Duration::MAX)
+            };
+            let pairs = best(&|| _ = std::hint::black_box(isa.dispatch_bf16(Chain(1.0))));
+            let floats = best(&|| _ = std::hint::black_box(isa.dispatch(Chain(1.0))));
+            // Twelve products of pairs do the work of twenty-four.
+            pairs < 2 * floats
+        })
+}
+
+/// Products in twelve independent chains, which keep to registers: a few microseconds.
+struct Chain(f32);
+
+const CHAIN_STEPS: usize = 500;
+
+impl Kernel for Chain {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [s.splat(0.0); 12];
+        let x = s.splat(std::hint::black_box(self.0));
+        for _ in 0..CHAIN_STEPS {
+            for sum in &mut sums {
+                *sum = s.mul_add(x, x, *sum);
+            }
+        }
+        sums.into_iter().fold(0.0, |total, sum| total + s.reduce_add(sum))
+    }
+}
+
+impl Bf16Kernel for Chain {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Bf16Dots>(self, s: S) -> f32 {
+        let mut sums = [s.splat(0.0); 12];
+        let x = s.bits(s.splat(std::hint::black_box(self.0)));
+        for _ in 0..CHAIN_STEPS {
+            for sum in &mut sums {
+                *sum = s.dot_bf16(*sum, x, x);
+            }
+        }
+        sums.into_iter().fold(0.0, |total, sum| total + s.reduce_add(sum))
+    }
+}

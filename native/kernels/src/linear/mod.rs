@@ -1,0 +1,275 @@
+//! `linear`: `y = residual + gate * act(x wᵀ + bias)`, in float32, bf16 and integers.
+
+mod bf16;
+mod epilogue;
+mod float;
+mod integer;
+
+use scoregraph_simd::{Act, Disjoint, Kernel, Simd};
+
+use crate::gemm::{self, PANEL, Rows};
+use crate::rows::RowStarts;
+use crate::{Context, Isa, View, ViewMut, copy};
+
+use epilogue::Epilogue;
+
+/// Panels of a tile of y.
+const TILE_PANELS: usize = 6;
+/// Columns of a tile of y.
+const TILE_COLS: usize = TILE_PANELS * PANEL;
+/// Rows of a tile of y at most; its sums take 27 KiB. A multiple of the rows of every register tile.
+const TILE_ROWS: usize = 72;
+
+/// Room for the sums of a tile, a word each.
+type Sums = [std::mem::MaybeUninit<u32>; TILE_ROWS * TILE_COLS];
+
+/// Types of integer weights, by what they hold and how they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// A byte each (i8, i7 and i6).
+    Eight,
+    /// Two to a byte: -8 … 7.
+    Four,
+    /// Four to a byte: -2 … 1.
+    Two,
+}
+
+/// Weights \[N, K\] of bytes in the layout `q4n16`, with a scale per output and group of inputs.
+#[derive(Clone, Copy)]
+pub struct Integers<'a> {
+    /// `[ceil(N / 16)][K / 4][16][4]`, as stored.
+    pub stored: &'a [u8],
+    /// What a byte holds.
+    pub bits: Bits,
+    /// \[N, G\]
+    pub scale: &'a [f32],
+    /// \[N, G\]: the whole sums of each group's weights.
+    pub sum: &'a [f32],
+    /// G: K / G is a multiple of 4.
+    pub groups: usize,
+    /// How many products of bytes in pairs add up in 16 bits, as the plan has proved; 0: they need 32.
+    pub chain: usize,
+}
+
+/// The weights \[N, K\], in one of their layouts.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// `[ceil(N / 16)][K][16]`, padded with 0.
+    N16(&'a [f32]),
+    /// Row-major; packed at every call.
+    Plain(&'a [f32]),
+    /// `[ceil(N / 16)][K / 2][16][2]` of bf16: x is rounded to bf16 too.
+    Bf16(&'a [u16]),
+    /// Bytes, for an x of bytes.
+    Integers(Integers<'a>),
+}
+
+/// x \[.., K\], rows of adjacent elements.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// float32: for all weights but integers.
+    F32(View<'a>),
+    /// bf16: for weights of bf16.
+    Bf16(View<'a, u16>),
+    /// Bytes, of the value `scale * (q - zero)`: for integer weights.
+    Bytes {
+        /// The bytes q.
+        q: View<'a, u8>,
+        /// \[R, 2\], rows (scale, zero): row m uses row `m / (M / R)`.
+        grid: &'a [f32],
+    },
+}
+
+impl Input<'_> {
+    fn layout(&self) -> &crate::Layout {
+        match self {
+            Input::F32(x) => x.layout(),
+            Input::Bf16(x) => x.layout(),
+            Input::Bytes { q, .. } => q.layout(),
+        }
+    }
+}
+
+/// y \[.., N\], rows of adjacent elements.
+pub enum Output<'a> {
+    /// float32
+    F32(ViewMut<'a>),
+    /// bf16, rounded to nearest even
+    Bf16(ViewMut<'a, u16>),
+    /// Bytes 0 … `top` on a grid that was chosen before.
+    Bytes {
+        /// The bytes.
+        q: ViewMut<'a, u8>,
+        /// \[R, 2\], rows (scale, zero): row m uses row `m / (M / R)`.
+        grid: &'a [f32],
+        /// 255 or 127.
+        top: u8,
+    },
+}
+
+/// The operands of `linear` beside y.
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    /// N, the number of outputs.
+    pub cols: usize,
+    /// \[.., K\]
+    pub x: Input<'a>,
+    /// \[N, K\]
+    pub weights: Weights<'a>,
+    /// \[N\]
+    pub bias: Option<&'a [f32]>,
+    /// Applied to `x wᵀ + bias`.
+    pub act: Act,
+    /// \[G, N\], rows strided: row m uses row `m / (M / G)`.
+    pub gate: Option<View<'a>>,
+    /// \[.., N\], rows of adjacent elements; may be y itself where that is float32.
+    pub residual: Option<View<'a>>,
+}
+
+/// (M, K): the number of rows of x and their length.
+fn sizes(op: &Linear) -> (usize, usize) {
+    let (&k, leading) = op.x.layout().shape().split_last().expect("x has rows");
+    (leading.iter().product(), k)
+}
+
+/// How many floats of scratch [`linear`] needs with an instruction set: room for plain weights once packed, for x once it
+/// is rounded to bf16, and for rows of x that are not evenly spaced.
+pub fn linear_scratch(op: &Linear, isa: Isa) -> usize {
+    let (m, k) = sizes(op);
+    let uneven = op.x.layout().as_rows().is_none();
+    let packed = match op.weights {
+        Weights::Plain(_) => gemm::packed_len(op.cols, k),
+        _ => 0,
+    };
+    packed
+        + match (op.weights, op.x) {
+            (Weights::Bf16(_), x) => bf16::scratch(isa, (m, k), matches!(x, Input::Bf16(_)) && !uneven),
+            (_, Input::F32(_)) if uneven => m * k,
+            (_, Input::Bytes { .. }) if uneven => (m * k).div_ceil(4),
+            _ => 0,
+        }
+}
+
+/// Computes `op` into `y`.
+///
+/// # Panics
+/// If the operands do not fit together, or the scratch is too small.
+pub fn linear(ctx: &Context, op: &Linear, y: Output, scratch: &mut [f32]) {
+    let (m, k) = sizes(op);
+    let n = op.cols;
+    let epilogue = Epilogue::new(op, m, y);
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(scratch.len() >= linear_scratch(op, ctx.isa));
+    let panels = n.div_ceil(PANEL);
+    match (op.weights, op.x) {
+        (Weights::N16(packed), Input::F32(x)) => {
+            assert_eq!(packed.len(), gemm::packed_len(n, k), "packed weights are [ceil(N / 16)][K][16]");
+            let (x, _) = even_rows(ctx, x, scratch);
+            float::run(ctx, &epilogue, (m, n, k), x, packed);
+        }
+        (Weights::Plain(plain), Input::F32(x)) => {
+            assert_eq!(plain.len(), n * k, "weights are [N, K]");
+            let (x, scratch) = even_rows(ctx, x, scratch);
+            float::run(ctx, &epilogue, (m, n, k), x, pack_weights(ctx, plain, (n, k), scratch));
+        }
+        (Weights::Bf16(packed), Input::F32(_) | Input::Bf16(_)) => {
+            assert!(k.is_multiple_of(2) && packed.len() == panels * PANEL * k, "weights are [ceil(N / 16)][K / 2][16][2]");
+            bf16::run(ctx, &epilogue, (m, n, k), op.x, packed, scratch);
+        }
+        (Weights::Integers(weights), Input::Bytes { q, grid }) => {
+            let values = panels * PANEL * k;
+            let stored = match weights.bits {
+                Bits::Eight => values,
+                Bits::Four => values.div_ceil(128) * 64,
+                Bits::Two => values.div_ceil(256) * 64,
+            };
+            assert!(k.is_multiple_of(4) && weights.stored.len() == stored, "weights are [ceil(N / 16)][K / 4][16][4]");
+            let scales = [weights.scale.len(), weights.sum.len()];
+            assert!(weights.groups > 0 && k.is_multiple_of(4 * weights.groups), "groups are of quads");
+            assert_eq!(scales, [n * weights.groups; 2], "scales and sums are [N, G]");
+            let rows = grid.len() / 2;
+            assert!(rows > 0 && m.is_multiple_of(rows), "the grid is [R, 2], and R divides M");
+            let (x, _) = even_rows(ctx, q, scratch);
+            integer::run(ctx, &epilogue, (m, n, k), x, grid, &weights);
+        }
+        _ => panic!("x is of no type that the weights take"),
+    }
+}
+
+/// The rows of x, copied to the scratch if they are not evenly spaced, and the rest of the scratch.
+fn even_rows<'s, T: Copy + Send + Sync>(
+    ctx: &Context,
+    x: View<'_, T>,
+    scratch: &'s mut [f32],
+) -> (Rows<*const T>, &'s mut [f32]) {
+    if let Some((_, _, stride)) = x.layout().as_rows() {
+        return (Rows { ptr: x.as_ptr(), stride }, scratch);
+    }
+    let floats = (x.layout().len() * size_of::<T>()).div_ceil(size_of::<f32>());
+    let (dense, rest) = scratch.split_at_mut(floats);
+    let layout = crate::Layout::dense(x.shape()).expect("a shape that exists");
+    // SAFETY: the floats are room for as many elements of T, which are no longer than floats and valid as any bits.
+    let mut target = unsafe { ViewMut::from_raw(dense.as_mut_ptr().cast::<T>(), layout) };
+    copy::copy(ctx, &x, &mut target);
+    let cols = *x.shape().last().expect("x has rows");
+    (Rows { ptr: target.as_mut_ptr().cast_const(), stride: cols }, rest)
+}
+
+/// Packs plain weights \[n, k\] into the scratch.
+fn pack_weights<'a>(ctx: &Context, plain: &[f32], (n, k): (usize, usize), scratch: &'a mut [f32]) -> &'a [f32] {
+    struct Panel<'a> {
+        plain: &'a [f32],
+        cols: usize,
+        k: usize,
+        out: &'a mut [f32],
+    }
+    impl Kernel for Panel<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            // SAFETY: `plain` has `cols` rows of `k` elements, and `out` is a panel of `k`.
+            unsafe { gemm::pack(s, self.plain.as_ptr(), (self.cols, self.k), (self.k, 1), self.out.as_mut_ptr()) };
+        }
+    }
+    let packed = &mut scratch[..gemm::packed_len(n, k)];
+    let panels = Disjoint::new(packed);
+    ctx.pool.run(n.div_ceil(PANEL), &|panel, _| {
+        let cols = PANEL.min(n - panel * PANEL);
+        // SAFETY: every panel is in one tile.
+        let out = unsafe { panels.part(panel * k * PANEL..(panel + 1) * k * PANEL) };
+        ctx.isa.dispatch(Panel { plain: &plain[panel * PANEL * k..], cols, k, out });
+    });
+    packed
+}
+
+/// A part of y: rows and columns from (`row`, `col`) on, at most [`TILE_ROWS`] by [`TILE_COLS`].
+#[derive(Clone, Copy)]
+struct Part {
+    row: usize,
+    col: usize,
+    rows: usize,
+    cols: usize,
+}
+
+/// Cuts y \[m, n\] into parts and runs `f` on each.
+fn for_parts(ctx: &Context, (m, n): (usize, usize), f: impl Fn(Part) + Sync) {
+    // Whole register tiles, of 8 rows with AVX-512 and 6 with AVX2.
+    let unit = if ctx.isa.lanes() == 16 { 8 } else { 6 };
+    let tile_rows = gemm::even_share(m, TILE_ROWS).next_multiple_of(unit);
+    let down = m.div_ceil(tile_rows);
+    // Parts that share weights follow each other.
+    ctx.pool.run(down * n.div_ceil(TILE_COLS), &|tile, _| {
+        let (row, col) = (tile % down * tile_rows, tile / down * TILE_COLS);
+        f(Part { row, col, rows: tile_rows.min(m - row), cols: TILE_COLS.min(n - col) });
+    });
+}
+
+/// The rows of a window whose elements are adjacent in each.
+fn row_starts(layout: &crate::Layout, (m, n): (usize, usize), what: &str) -> RowStarts {
+    let starts = RowStarts::new(layout).unwrap_or_else(|| panic!("the rows of {what} have adjacent elements"));
+    assert_eq!((starts.rows, starts.cols), (m, n), "the shape of {what}");
+    starts
+}
