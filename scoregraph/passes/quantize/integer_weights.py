@@ -63,7 +63,7 @@ def _searched(blocks: Floats, largest: Floats, low: int, high: int) -> Floats:
     """For each block the candidate scale whose rounding errs least."""
     best = largest / np.float32(high)
     least = np.full(largest.shape, np.inf)
-    ends = [float(high)] if low == -high else [float(high), float(low)]
+    ends = [high] if low == -high else [high, -low, low]
     for end in ends:
         for share in CLIPPED:
             scale = (largest * np.float32(share / end)).astype(np.float32)
