@@ -284,3 +284,16 @@ class NetRef:
         if self.width is not None:
             return Hidden(self.latent.length, self.width, branches)
         return Logits(self.latent.length, self.latent.vocab, branches)
+
+
+@dataclass(frozen=True)
+class FunctionRef:
+    """Any network that is neither a score nor an energy, such as a text encoder: named inputs to named outputs.
+
+    A graph has no use for one by itself; ``compile`` makes a plan of it that evaluates it once.
+    """
+
+    name: str
+    fingerprint: str
+    inputs: tuple[CondInput, ...]
+    outputs: tuple[str, ...]

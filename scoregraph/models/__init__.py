@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from scoregraph.models.adapter import from_module
     from scoregraph.models.capture import TensorProgram
     from scoregraph.models.energies import EnergyNetwork, energy
+    from scoregraph.models.functions import Function, function
     from scoregraph.models.network import Network
     from scoregraph.models.perturb import without_layers
 
 __all__ = [
     "EnergyNetwork",
+    "Function",
     "Network",
     "TensorProgram",
     "energy",
     "find",
     "from_module",
+    "function",
     "load",
     "names",
     "without_layers",
@@ -30,10 +33,12 @@ __all__ = [
 
 _LAZY = {
     "EnergyNetwork": "energies",
+    "Function": "functions",
     "Network": "network",
     "TensorProgram": "capture",
     "energy": "energies",
     "from_module": "adapter",
+    "function": "functions",
     "without_layers": "perturb",
 }
 

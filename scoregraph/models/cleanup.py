@@ -194,7 +194,13 @@ def _single(value: Tensor) -> Tensor:
 
 
 def _single_dtype(argument: Any) -> Any:
-    return torch.float32 if isinstance(argument, torch.dtype) and argument.is_floating_point else argument
+    """A float type as float32; a number beyond float32, such as the least float64 of masks, as its limit."""
+    if isinstance(argument, torch.dtype):
+        return torch.float32 if argument.is_floating_point else argument
+    if isinstance(argument, float) and math.isfinite(argument):
+        largest = torch.finfo(torch.float32).max
+        return min(max(argument, -largest), largest)
+    return argument
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

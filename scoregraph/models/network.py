@@ -145,12 +145,13 @@ def network(
     return Network(ref, score, encoder, MappingProxyType(heads))
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """16 hex digits of SHA-256 over the structure (``repr``) and every parameter and buffer: name, dtype, shape, bytes.
+def fingerprint(*modules: nn.Module, text: str = "") -> str:
+    """16 hex digits of SHA-256 over the structure (``repr``) and every parameter and buffer: name, dtype, shape, bytes,
+    and over ``text``, what else the answer depends on.
 
     Two modules whose ``forward`` differs although ``repr``, names and weights agree have the same fingerprint.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(text.encode())
     for module in modules:
         digest.update(repr(module).encode())
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}

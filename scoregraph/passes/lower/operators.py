@@ -14,7 +14,7 @@ import numpy as np
 
 from scoregraph.passes.lower import shape as shapes
 from scoregraph.passes.lower.rules import rule
-from scoregraph.plan.dims import Batch
+from scoregraph.plan.dims import Batch, dense_strides
 from scoregraph.plan.draft import Drafter, Value
 
 # --- fused operators: one kernel call each -----------------------------------------------------
@@ -30,6 +30,12 @@ def _rows(drafter: Drafter, x: Value, site: str) -> Value:
         if even:
             return x
     return drafter.dense(x, site)
+
+
+def _image(drafter: Drafter, x: Value, site: str) -> Value:
+    """``x`` [n, C, …] with dense pixels, copied if need be; samples and channels may be strided."""
+    pixels = dense_strides(x.shape[2:])
+    return x if not x.is_constant and pixels == tuple(x.strides[2:]) else drafter.dense(x, site)
 
 
 def _modulation(drafter: Drafter, v: Value | None) -> Value | None:
@@ -68,22 +74,25 @@ def conv2d(
     residual: Value | None = None,
     emb: Value | None = None,
     stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    up: Sequence[int] = (1, 1),
     act: str = "none",
 ) -> Value:
-    x, w = drafter.dense(x, site), drafter.dense(w, site)
+    x, w = _image(drafter, x, site), drafter.dense(w, site)
     n, _, height, width = x.shape
     out, _, kh, kw = w.shape
     assert isinstance(height, int)
     assert isinstance(width, int)
     assert isinstance(kh, int)
     assert isinstance(kw, int)
-    size = ((height + 2 * padding[0] - kh) // stride[0] + 1, (width + 2 * padding[1] - kw) // stride[1] + 1)
-    y = drafter.new((n, out, *size), name=site)
+    top, left, bottom, right = padding
+    rows = (height * up[0] + top + bottom - kh) // stride[0] + 1
+    columns = (width * up[1] + left + right - kw) // stride[1] + 1
+    y = drafter.new((n, out, rows, columns), name=site)
     if residual is not None:
-        residual = drafter.dense(drafter.as_buffer(shapes.expand(residual, y.shape)), site)
+        residual = _image(drafter, drafter.as_buffer(shapes.expand(residual, y.shape)), site)
     ins = {"x": x, "w": w, "bias": bias, "residual": residual, "emb": _modulation(drafter, emb)}
-    attrs = {"stride": list(stride), "padding": list(padding), "act": act}
+    attrs = {"stride": list(stride), "padding": list(padding), "up": list(up), "act": act}
     drafter.call("conv2d", ins, {"y": y}, attrs, site)
     return y
 
@@ -139,11 +148,16 @@ def layer_norm(
 
 
 @rule("rms_norm")
-def rms_norm(drafter: Drafter, site: str, x: Value, weight: Value | None = None, eps: float = 1e-6) -> Value:
-    x = drafter.dense(x, site)
-    y = drafter.new(x.shape, name=site)
-    drafter.call("rms_norm", {"x": x, "weight": weight}, {"y": y}, {"eps": eps}, site)
-    return y
+def rms_norm(
+    drafter: Drafter,
+    site: str,
+    x: Value,
+    weight: Value | None = None,
+    scale: Value | None = None,
+    shift: Value | None = None,
+    eps: float = 1e-6,
+) -> Value:
+    return _norm(drafter, "rms_norm", site, x, (weight, None), (scale, shift), {"eps": eps})
 
 
 @rule("attention")
@@ -322,7 +336,7 @@ def to(drafter: Drafter, site: str, x: Value, *args: Any, **kwargs: Any) -> Valu
     wanted = str(next((a for a in (*args, kwargs.get("dtype")) if a is not None), "torch.float32"))
     if wanted in ("torch.float32", "torch.float64") and x.dtype == "i64":
         return pointwise(drafter, site, [["mul", 0, 1]], x, drafter.constant(np.ones((), np.float32), "one"))
-    if wanted in ("torch.float32", "torch.float64") or (wanted == "torch.int64" and x.dtype == "i64"):
+    if wanted in ("torch.float32", "torch.float64") or (wanted in ("torch.int64", "torch.int32") and x.dtype == "i64"):
         return x
     raise ValueError(f"a cast from {x.dtype} to {wanted}")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 
 from scoregraph.passes.tensor import fused
@@ -55,6 +55,19 @@ def call(graph: Graph, target: Callable[..., Any], *args: Any, like: Node | None
     return node
 
 
+def padded(graph: Graph, x: Node, pad: Sequence[int], value: float = 0.0) -> Node:
+    """Add ``constant_pad_nd``: ``pad`` counts from the last dimension, (before, behind), …, negative numbers cut.
+
+    The shape is worked out here: torch's own way to find it fixes the batch.
+    """
+    sizes: list[Any] = list(shape_of(x))
+    for dim, (before, behind) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        sizes[-1 - dim] += before + behind
+    made = graph.call_function(aten.constant_pad_nd.default, (x, list(pad), value))
+    made.meta["val"] = x.meta["val"].new_empty(sizes)
+    return made
+
+
 def updated(graph: Graph, node: Node, **changes: Any) -> Node:
     """Add a call like the fused call ``node`` with other keyword arguments. The value keeps its shape and dtype."""
     made = graph.call_function(target_of(node), node.args, {**node.kwargs, **changes})
@@ -76,8 +89,19 @@ def shape_of(node: Node) -> tuple[Size, ...]:
 
 
 def same_sizes(a: Sequence[Size], b: Sequence[Size]) -> bool:
-    """Whether two shapes are equal for every batch."""
-    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
+    """Whether two shapes are equal for every batch. A trace has one symbol per input, and all of them are the batch."""
+    return len(a) == len(b) and all(_same_size(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same_size(x: Size, y: Size) -> bool:
+    if isinstance(x, int) or isinstance(y, int):
+        return isinstance(x, int) and isinstance(y, int) and x == y
+    p: Any = x.node.expr
+    q: Any = y.node.expr
+    if p == q:
+        return True
+    batch: Any = next(iter(p.free_symbols), None)
+    return bool(batch is not None and p == q.subs(dict.fromkeys(q.free_symbols, batch)))
 
 
 def same_value_type(a: Node, b: Node) -> bool:
@@ -98,6 +122,27 @@ def _size(size: Size) -> str:
     for symbol in size.node.expr.free_symbols:
         text = text.replace(str(symbol), "B")
     return text.replace("*", "")
+
+
+def constant_value(node: object) -> Tensor | None:
+    """The tensor behind a constant of the program; None for any other node."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    found: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    return found
+
+
+def constant(graph: Graph, value: Tensor, beside: Node) -> Node:
+    """Add a constant of the program. ``beside`` is any tensor-valued node of the same trace."""
+    module: Any = graph.owning_module
+    name = next(name for i in itertools.count() if not hasattr(module, name := f"constant_{i}"))
+    module.register_buffer(name, value.detach().contiguous())
+    made = graph.get_attr(name)
+    traced: Any = beside.meta["val"]
+    made.meta["val"] = traced.fake_mode.from_tensor(getattr(module, name), static_shapes=True)
+    return made
 
 
 def shared(node: Node) -> str | None:

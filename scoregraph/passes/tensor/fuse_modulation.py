@@ -19,7 +19,8 @@ from scoregraph.passes.tensor.rewrite import Match, TensorPass
 class FuseModulation(TensorPass):
     """``norm(x) * (1 + scale) + shift`` → ``norm(x, scale, shift)``.
 
-    ``scale`` and ``shift`` are constant over space: [n, C, 1, …] after a group norm, [n, 1, …, D] after a layer norm.
+    ``scale`` and ``shift`` are constant over space: [n, C, 1, …] after a group norm, [n, 1, …, D] after a layer or an
+    RMS norm.
     """
 
     name: ClassVar[str] = "fuse-modulation"
@@ -28,7 +29,7 @@ class FuseModulation(TensorPass):
     def match(self, node: Node) -> Match | Miss | None:
         for scaled, shift in orders(node, "add"):
             for norm, factor in orders(scaled, "mul"):
-                if is_call(norm, fused.group_norm, fused.layer_norm) and isinstance(factor, Node):
+                if is_call(norm, fused.group_norm, fused.layer_norm, fused.rms_norm) and isinstance(factor, Node):
                     assert isinstance(scaled, Node)
                     assert isinstance(norm, Node)
                     return self._modulated(norm, factor, scaled, shift)
@@ -37,7 +38,7 @@ class FuseModulation(TensorPass):
     def _modulated(self, norm: Node, factor: Node, scaled: Node, shift: object) -> Match | Miss:
         if reason := shared(norm) or shared(scaled):
             return Miss(f"{kind(norm)} or its scaled value is {reason}")
-        if norm.kwargs["scale"] is not None or norm.kwargs["act"] != "none":
+        if norm.kwargs["scale"] is not None or norm.kwargs.get("act", "none") != "none":
             return Miss(f"{kind(norm)} has a modulation or an activation already")
         scale = next((s for one, s in orders(factor, "add") if one == 1.0 and isinstance(s, Node)), None)
         if scale is None:

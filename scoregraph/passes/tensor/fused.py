@@ -54,11 +54,13 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max": torch.maximum,
     "less": lambda a, b: torch.lt(a, b).to(a.dtype),
 }
-ACTIVATIONS = ("none", "silu", "gelu_tanh", "gelu_erf", "relu", "tanh", "sigmoid")
-"""What ``act`` may be; all but ``none`` are pointwise instructions of the same name."""
+ACTIVATIONS = ("none", "silu", "gelu_tanh", "gelu_erf", "relu", "tanh", "sigmoid", "quick_gelu")
+"""What ``act`` may be; all but ``none`` and ``quick_gelu`` are pointwise instructions of the same name."""
 
 
 def _activate(y: Tensor, act: str) -> Tensor:
+    if act == "quick_gelu":
+        return y * torch.sigmoid(1.702 * y)
     return y if act == "none" else UNARY[act](y)
 
 
@@ -127,16 +129,27 @@ def layer_norm(
 ) -> Tensor:
     """As ``group_norm``, over the last dim D; scale and shift [G, D], row m uses row m / (M/G)."""
     y = functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
-    if scale is not None and shift is not None:
-        rows = y.reshape(scale.shape[0], -1, scale.shape[1])
-        y = (rows * (1 + scale[:, None]) + shift[:, None]).reshape(y.shape)
-    return _activate(y, act)
+    return _activate(_modulated(y, scale, shift), act)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
-    """``x / sqrt(mean(x²) + eps) * weight`` over the last dim."""
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """``x / sqrt(mean(x²) + eps) * weight`` over the last dim, scale and shift [G, D] as in ``layer_norm``."""
     y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return y if weight is None else y * weight
+    return _modulated(y if weight is None else y * weight, scale, shift)
+
+
+def _modulated(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """``y * (1 + scale) + shift`` by rows: scale and shift [G, D], row m of y [.., D] uses row m / (M/G)."""
+    if scale is None or shift is None:
+        return y
+    rows = y.reshape(scale.shape[0], -1, scale.shape[1])
+    return (rows * (1 + scale[:, None]) + shift[:, None]).reshape(y.shape)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:

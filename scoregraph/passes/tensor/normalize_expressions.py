@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from scoregraph.passes.base import Miss
 from scoregraph.passes.tensor import fused
-from scoregraph.passes.tensor.calls import Operand, arguments, aten, call, pointwise, target_of, value_of
+from scoregraph.passes.tensor.calls import Operand, arguments, aten, call, is_call, pointwise, target_of, value_of
 from scoregraph.passes.tensor.rewrite import Match, TensorPass
 
 _UNARY: dict[Callable[..., Any], str] = {
@@ -82,6 +82,12 @@ _CLAMPS = (
     aten.clamp_max.default,
     aten.clamp_max.Tensor,
 )
+_MOVES = (
+    aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim,
+    aten.squeeze.default, aten.expand.default, aten.slice.Tensor, aten.select.int, aten.permute.default,
+    aten.transpose.int, aten.cat.default, aten.stack.default,
+)  # fmt: skip
+"""What moves values without looking at them."""
 _POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}
 
 
@@ -102,6 +108,8 @@ class NormalizeExpressions(TensorPass):
             return Miss("its truth is read by more than expressions")
         if node.op == "get_attr" and _is_opaque_truth(node):
             return Match("boolean constant", lambda graph: _float_constant(graph, node))
+        if is_call(node, *_MOVES):
+            return _moved(node)
         build = _builder(node)
         if build is None:
             return None
@@ -112,6 +120,14 @@ class NormalizeExpressions(TensorPass):
         if any(_is_opaque_truth(source) for source in node.all_input_nodes):
             return Miss("an operand is boolean and no expression")
         return Match("expression", build)
+
+
+def _moved(node: Node) -> Match | None:
+    """A move of truths that have become numbers moves numbers."""
+    if not _is_opaque_truth(node) or any(_is_opaque_truth(source) for source in node.all_input_nodes):
+        return None
+    options: dict[str, Any] = dict(node.kwargs)
+    return Match("moved truth", lambda graph: call(graph, target_of(node), *node.args, **options))
 
 
 def _builder(node: Node) -> Callable[[Graph], Node] | None:
@@ -143,6 +159,8 @@ def _builder(node: Node) -> Callable[[Graph], Node] | None:
     if target in (aten._to_copy.default, aten.to.dtype) and _from_integer(node):
         # An expression reads integers as float32, so the cast is the expression that does nothing.
         return lambda graph: call(graph, fused.pointwise, (), node.args[0], like=node)
+    if target in (aten._to_copy.default, aten.to.dtype) and _is_opaque_truth(node):
+        return lambda graph: _as_truth(graph, node)
     return None
 
 
@@ -162,6 +180,15 @@ def _written(graph: Graph, program: tuple[tuple[Any, ...], ...], node: Node) -> 
         written.append((op, *places))
     made = call(graph, fused.pointwise, tuple(written), *nodes, like=node)
     made.meta["val"] = _truth(made.meta["val"], nodes)
+    return made
+
+
+def _as_truth(graph: Graph, node: Node) -> Node:
+    """Whether a number is not 0, as 1 and 0."""
+    program = (("const", 0.0), ("less", 0, 1), ("less", 1, 0), ("add", 2, 3))
+    source: Any = node.args[0]
+    made = call(graph, fused.pointwise, program, source, like=node)
+    made.meta["val"] = _truth(made.meta["val"], [source])
     return made
 
 
@@ -190,7 +217,7 @@ def _is_number(node: Node) -> bool:
     """
     if not _is_opaque_truth(node):
         return True
-    return all(_builder(user) is not None and _is_number(user) for user in node.users)
+    return all((_builder(user) is not None or is_call(user, *_MOVES)) and _is_number(user) for user in node.users)
 
 
 def _is_opaque_truth(node: Node) -> bool:

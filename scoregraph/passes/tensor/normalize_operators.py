@@ -89,8 +89,6 @@ def _convolution(node: Node) -> Match | Miss:
     kernel = shape_of(given["weight"])[2:]
     stride = _times(given["stride"], spatial)
     if isinstance(given["padding"], str):
-        if given["padding"] == "same" and any(size % 2 == 0 for size in kernel):
-            return Miss("same padding of an even kernel is not symmetric")
         padding = [int(size) // 2 if given["padding"] == "same" else 0 for size in kernel]
     else:
         padding = _times(given["padding"], spatial)
@@ -163,7 +161,9 @@ def _rms_norm(node: Node) -> Match | Miss:
     eps = torch.finfo(value.dtype).eps if given["eps"] is None else given["eps"]
     return Match(
         "rms_norm",
-        lambda graph: call(graph, fused.rms_norm, x=given["input"], weight=given["weight"], eps=eps, like=node),
+        lambda graph: call(
+            graph, fused.rms_norm, x=given["input"], weight=given["weight"], scale=None, shift=None, eps=eps, like=node
+        ),
     )
 
 
@@ -171,12 +171,8 @@ def _attention(node: Node) -> Match | Miss:
     given = arguments(node)
     q, k, v = given["query"], given["key"], given["value"]
     mask = given.get("attn_mask")
-    if given["is_causal"]:
-        return Miss("causal mask")
-    if given["dropout_p"] or given.get("enable_gqa"):
-        return Miss("dropout or grouped queries")
-    if mask is not None and not mask.meta["val"].is_floating_point():
-        return Miss("boolean mask")
+    if given["is_causal"] or given["dropout_p"] or given.get("enable_gqa"):
+        return Miss("dropout, or a causal mask or grouped queries of symbolic size")
     width = shape_of(q)[-1]
     scale = 1 / math.sqrt(int(width)) if given.get("scale") is None else float(given["scale"])
     return Match("attention", lambda graph: attention(graph, q, k, v, mask, scale))

@@ -30,6 +30,10 @@ class Match:
     build: Callable[[Graph], Node]
 
 
+Rule = Callable[[Node], Match | Miss | None]
+"""What to do about the calls of one operator."""
+
+
 @dataclass(frozen=True)
 class TensorPass(ABC):
     """Base of the passes: subclasses set ``name`` and define ``match``."""

@@ -72,7 +72,7 @@ def test_layer_norm_uses_modulation_row_by_group(groups: int) -> None:
 
 def test_rms_norm() -> None:
     x, weight = numbers(2, 4), numbers(4, seed=1)
-    assert close(fused.rms_norm(x, weight, 0.5), x / torch.sqrt((x**2).mean(-1, keepdim=True) + 0.5) * weight)
+    assert close(fused.rms_norm(x, weight, eps=0.5), x / torch.sqrt((x**2).mean(-1, keepdim=True) + 0.5) * weight)
 
 
 def test_attention_adds_the_mask_to_the_scaled_scores() -> None:
@@ -104,4 +104,4 @@ def test_every_instruction_of_the_plan_is_interpreted() -> None:
         if (found := re.search(pattern, page))
     )
     assert (set(fused.UNARY), set(fused.BINARY)) == (set(unary), {*binary, "less"})
-    assert set(fused.ACTIVATIONS) == set(activations) <= {"none", *unary}
+    assert set(fused.ACTIVATIONS) == set(activations) <= {"none", "quick_gelu", *unary}

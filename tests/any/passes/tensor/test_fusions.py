@@ -252,7 +252,6 @@ MISSES: dict[str, tuple[Pass[Any], nn.Module, tuple[Tensor, ...], str]] = {
         (image(),),
         "the sigmoid is used by 2 nodes",
     ),
-    "attention over columns": (FuseAttention(), Lambda(attend(1)), (tokens(),), "softmax over dimension 1 of 3"),
     "attention with shared scores": (
         FuseAttention(),
         Lambda(attend(share=True)),
