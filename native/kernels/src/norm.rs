@@ -1,19 +1,14 @@
 //! `layer_norm` and `rms_norm`: normalisation over the last dimension.
 
-use scoregraph_simd::{Act, Kernel, Simd};
+use scoregraph_simd::{Act, Simd};
 
-use crate::rows::{MapVector, for_rows, map, map_with, sum};
+use crate::format::{MakeRow, Rows, write_rows};
+use crate::rows::{MapVector, RowStarts, map_with, sum};
 use crate::{Context, View};
 
-/// The operands of `layer_norm` beside x and y.
-///
-/// `y = act(norm(x) * weight + bias)`, and with scale or shift `act((norm(x) * weight + bias) * (1 + scale) + shift)`.
+/// What `layer_norm` and `rms_norm` do to normalised rows: `v * weight + bias`, then `v * (1 + scale) + shift`, then act.
 #[derive(Clone, Copy)]
-pub struct LayerNorm<'a> {
-    /// D, the length of a row.
-    pub cols: usize,
-    /// Added to the variance.
-    pub eps: f32,
+pub struct Affine<'a> {
     /// \[D\]
     pub weight: Option<&'a [f32]>,
     /// \[D\]
@@ -26,41 +21,38 @@ pub struct LayerNorm<'a> {
     pub act: Act,
 }
 
-/// `layer_norm` of `x` \[M, D\] into `y`. The variance is biased and computed from centred values, so a large mean does
-/// no harm.
+impl Affine<'_> {
+    /// Nothing.
+    pub const NONE: Affine<'static> = Affine { weight: None, bias: None, scale: None, shift: None, act: Act::None };
+}
+
+/// `layer_norm` of the rows of `x` [.., D] into those of `y`. The variance is biased and computed from centred values, so a
+/// large mean does no harm.
 ///
 /// # Panics
-/// If the operands do not fit together.
-pub fn layer_norm(ctx: &Context, op: &LayerNorm, x: &[f32], y: &mut [f32]) {
-    check(op.cols, x, y, &[op.weight, op.bias]);
-    if y.is_empty() {
+/// If the operands do not fit together, or the scratch is shorter than [`crate::format::rows_scratch`] says.
+pub fn layer_norm(ctx: &Context, eps: f32, affine: &Affine, x: &View, y: &mut Rows, scratch: &mut [f32]) {
+    norm::<true>(ctx, eps, affine, x, y, scratch);
+}
+
+/// `x / sqrt(mean(x²) + eps)` of every row of `x` [.., D], and what `affine` adds, into the rows of `y`.
+///
+/// # Panics
+/// As [`layer_norm`].
+pub fn rms_norm(ctx: &Context, eps: f32, affine: &Affine, x: &View, y: &mut Rows, scratch: &mut [f32]) {
+    norm::<false>(ctx, eps, affine, x, y, scratch);
+}
+
+fn norm<const CENTRED: bool>(ctx: &Context, eps: f32, affine: &Affine, x: &View, y: &mut Rows, scratch: &mut [f32]) {
+    let starts = RowStarts::new(x.layout()).expect("rows of x have adjacent elements");
+    let RowStarts { rows, cols, .. } = starts;
+    if rows == 0 {
         return;
     }
-    let rows = y.len() / op.cols;
-    let [scale, shift] = [op.scale, op.shift].map(|view| view.map(|view| Modulation::new(&view, rows, op.cols)));
-    for_rows(ctx, op.cols, op.cols, y, |first, y| LayerNormRows {
-        op,
-        scale,
-        shift,
-        first,
-        x: &x[first * op.cols..],
-        y,
-    });
-}
-
-/// `x / sqrt(mean(x²) + eps) * weight` of every row of `x` \[M, cols\], into `y`.
-///
-/// # Panics
-/// If the operands do not fit together.
-pub fn rms_norm(ctx: &Context, cols: usize, eps: f32, weight: Option<&[f32]>, x: &[f32], y: &mut [f32]) {
-    check(cols, x, y, &[weight]);
-    for_rows(ctx, cols, cols, y, |first, y| RmsNormRows { cols, eps, weight, x: &x[first * cols..], y });
-}
-
-fn check(cols: usize, x: &[f32], y: &[f32], vectors: &[Option<&[f32]>]) {
-    assert_eq!(x.len(), y.len());
-    assert!(x.is_empty() || (cols > 0 && x.len().is_multiple_of(cols)), "{} elements in rows of {cols}", x.len());
-    assert!(vectors.iter().flatten().all(|vector| vector.len() == cols));
+    assert!([affine.weight, affine.bias].iter().flatten().all(|vector| vector.len() == cols));
+    let [scale, shift] = [affine.scale, affine.shift].map(|view| view.map(|view| Modulation::new(&view, rows, cols)));
+    let made = NormRows::<CENTRED> { eps, affine, scale, shift, x: *x, starts };
+    write_rows(ctx, (rows, cols), &made, y, scratch);
 }
 
 /// Rows of scale or shift, each serving `share` rows of x.
@@ -84,41 +76,38 @@ impl<'a> Modulation<'a> {
     }
 }
 
-struct LayerNormRows<'a> {
-    op: &'a LayerNorm<'a>,
+/// Rows of a norm, with the mean taken off or not.
+struct NormRows<'a, const CENTRED: bool> {
+    eps: f32,
+    affine: &'a Affine<'a>,
     scale: Option<Modulation<'a>>,
     shift: Option<Modulation<'a>>,
-    first: usize,
-    x: &'a [f32],
-    y: &'a mut [f32],
+    x: View<'a>,
+    starts: RowStarts,
 }
 
-impl Kernel for LayerNormRows<'_> {
-    type Output = ();
-
+impl<const CENTRED: bool> MakeRow for NormRows<'_, CENTRED> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let cols = self.op.cols;
-        for (i, (x, y)) in self.x.chunks(cols).zip(self.y.chunks_mut(cols)).enumerate() {
-            let (mean, correction, variance) = moments(s, x);
-            let scaling = s.splat(1.0 / (variance + self.op.eps).sqrt());
-            let (mean, correction) = (s.splat(mean), s.splat(correction));
-            let row = LayerNormRow::<S> {
-                op: self.op,
-                scale: self.scale.map(|modulation| modulation.row(self.first + i)),
-                shift: self.shift.map(|modulation| modulation.row(self.first + i)),
-                mean,
-                correction,
-                scaling,
-            };
-            map_with(s, x, y, &row);
-        }
+    fn row<'r, S: Simd>(&'r self, s: S, m: usize, room: &'r mut [f32]) -> &'r [f32] {
+        // SAFETY: row `m` lies in the window.
+        let x = unsafe { std::slice::from_raw_parts(self.x.as_ptr().add(self.starts.at(m)), self.starts.cols) };
+        let (mean, correction, variance) = if CENTRED { moments(s, x) } else { (0.0, 0.0, mean_square(s, x)) };
+        let row = NormRow::<S, CENTRED> {
+            affine: self.affine,
+            scale: self.scale.map(|modulation| modulation.row(m)),
+            shift: self.shift.map(|modulation| modulation.row(m)),
+            mean: s.splat(mean),
+            correction: s.splat(correction),
+            scaling: s.splat(1.0 / (variance + self.eps).sqrt()),
+        };
+        map_with(s, x, room, &row);
+        room
     }
 }
 
 /// What happens to one row of x when its moments are known.
-struct LayerNormRow<'a, S: Simd> {
-    op: &'a LayerNorm<'a>,
+struct NormRow<'a, S: Simd, const CENTRED: bool> {
+    affine: &'a Affine<'a>,
     scale: Option<*const f32>,
     shift: Option<*const f32>,
     mean: S::F,
@@ -126,16 +115,17 @@ struct LayerNormRow<'a, S: Simd> {
     scaling: S::F,
 }
 
-impl<S: Simd> MapVector<S> for LayerNormRow<'_, S> {
+impl<S: Simd, const CENTRED: bool> MapVector<S> for NormRow<'_, S, CENTRED> {
     #[inline(always)]
     fn apply(&self, s: S, at: usize, n: usize, x: S::F) -> S::F {
         // SAFETY: all of these have `cols` elements, and `map_with` stays within a row of as many.
         let load = |row: *const f32| unsafe { s.load_first(row.add(at), n) };
-        let mut v = s.mul(s.sub(s.sub(x, self.mean), self.correction), self.scaling);
-        if let Some(weight) = self.op.weight {
+        let centred = if CENTRED { s.sub(s.sub(x, self.mean), self.correction) } else { x };
+        let mut v = s.mul(centred, self.scaling);
+        if let Some(weight) = self.affine.weight {
             v = s.mul(v, load(weight.as_ptr()));
         }
-        if let Some(bias) = self.op.bias {
+        if let Some(bias) = self.affine.bias {
             v = s.add(v, load(bias.as_ptr()));
         }
         if let Some(scale) = self.scale {
@@ -144,8 +134,21 @@ impl<S: Simd> MapVector<S> for LayerNormRow<'_, S> {
         if let Some(shift) = self.shift {
             v = s.add(v, load(shift));
         }
-        self.op.act.apply(s, v)
+        self.affine.act.apply(s, v)
     }
+}
+
+/// The mean of the squares of a row.
+#[inline(always)]
+fn mean_square<S: Simd>(s: S, row: &[f32]) -> f32 {
+    let total = sum(
+        s,
+        row,
+        s.splat(0.0),
+        #[inline(always)]
+        |x| s.mul(x, x),
+    );
+    total / row.len() as f32
 }
 
 /// A rough mean, what is to be added to it, and the variance, by the corrected two-pass algorithm (Chan, Golub and
@@ -176,44 +179,4 @@ pub(crate) fn moments<S: Simd>(s: S, row: &[f32]) -> (f32, f32, f32) {
     );
     let correction = s.reduce_add(d) / count;
     (mean, correction, s.reduce_add(squares) / count - correction * correction)
-}
-
-struct RmsNormRows<'a> {
-    cols: usize,
-    eps: f32,
-    weight: Option<&'a [f32]>,
-    x: &'a [f32],
-    y: &'a mut [f32],
-}
-
-impl Kernel for RmsNormRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (x, y) in self.x.chunks(self.cols).zip(self.y.chunks_mut(self.cols)) {
-            let mean = sum(
-                s,
-                x,
-                s.splat(0.0),
-                #[inline(always)]
-                |x| s.mul(x, x),
-            ) / self.cols as f32;
-            let scaling = s.splat(1.0 / (mean + self.eps).sqrt());
-            map(
-                s,
-                x,
-                y,
-                #[inline(always)]
-                |at, n, x| {
-                    let v = s.mul(x, scaling);
-                    match self.weight {
-                        // SAFETY: the weight has `cols` elements, and `map` stays within a row of as many.
-                        Some(weight) => s.mul(v, unsafe { s.load_first(weight.as_ptr().add(at), n) }),
-                        None => v,
-                    }
-                },
-            );
-        }
-    }
 }

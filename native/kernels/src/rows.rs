@@ -145,13 +145,16 @@ pub(crate) trait MapVector<S: Simd> {
 #[inline(always)]
 pub(crate) fn map_with<S: Simd>(s: S, x: &[f32], y: &mut [f32], f: &impl MapVector<S>) {
     assert_eq!(x.len(), y.len());
-    for at in (0..x.len()).step_by(S::LANES) {
-        let n = S::LANES.min(x.len() - at);
-        // SAFETY: `at + n <= len`, and whole vectors are read and written only where `n` is a whole one.
-        unsafe {
-            let (from, to) = (x.as_ptr().add(at), y.as_mut_ptr().add(at));
-            let v = f.apply(s, at, n, if n == S::LANES { s.load(from) } else { s.load_first(from, n) });
-            if n == S::LANES { s.store(to, v) } else { s.store_first(to, v, n) }
+    let whole = x.len() - x.len() % S::LANES;
+    // SAFETY: `i + LANES <= whole <= len` in the loop; the tail touches `len - whole` elements.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            s.store(y.as_mut_ptr().add(i), f.apply(s, i, S::LANES, s.load(x.as_ptr().add(i))));
+        }
+        let rest = x.len() - whole;
+        if rest > 0 {
+            let v = f.apply(s, whole, rest, s.load_first(x.as_ptr().add(whole), rest));
+            s.store_first(y.as_mut_ptr().add(whole), v, rest);
         }
     }
 }
@@ -159,17 +162,15 @@ pub(crate) fn map_with<S: Simd>(s: S, x: &[f32], y: &mut [f32], f: &impl MapVect
 /// [`map_with`] of a closure, which the caller marks `#[inline(always)]`; see [`MapVector`] for why.
 #[inline(always)]
 pub(crate) fn map<S: Simd>(s: S, x: &[f32], y: &mut [f32], f: impl Fn(usize, usize, S::F) -> S::F) {
-    assert_eq!(x.len(), y.len());
-    let whole = x.len() - x.len() % S::LANES;
-    // SAFETY: `i + LANES <= whole <= len` in the loop; the tail touches `len - whole` elements.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            s.store(y.as_mut_ptr().add(i), f(i, S::LANES, s.load(x.as_ptr().add(i))));
-        }
-        let rest = x.len() - whole;
-        if rest > 0 {
-            let v = f(whole, rest, s.load_first(x.as_ptr().add(whole), rest));
-            s.store_first(y.as_mut_ptr().add(whole), v, rest);
-        }
+    map_with(s, x, y, &Closure(f));
+}
+
+/// A closure as a [`MapVector`].
+struct Closure<F>(F);
+
+impl<S: Simd, F: Fn(usize, usize, S::F) -> S::F> MapVector<S> for Closure<F> {
+    #[inline(always)]
+    fn apply(&self, _: S, at: usize, n: usize, x: S::F) -> S::F {
+        self.0(at, n, x)
     }
 }

@@ -5,14 +5,22 @@ mod common;
 use common::{Numbers, Threads, assert_close, bits, everywhere, isas};
 use proptest::prelude::*;
 use scoregraph_kernels::embedding::{OutOfRange, embedding};
-use scoregraph_kernels::norm::{LayerNorm, layer_norm, rms_norm};
+use scoregraph_kernels::format::Rows;
+use scoregraph_kernels::norm::{Affine, layer_norm, rms_norm};
 use scoregraph_kernels::reduce::{Reduction, reduce};
 use scoregraph_kernels::softmax::softmax;
-use scoregraph_kernels::{Act, Context, Isa, Layout, Serial, View};
+use scoregraph_kernels::{Act, Context, Isa, Layout, Serial, View, ViewMut};
 
 /// Floats of a given mean and size, with as many rows of `cols`.
 fn rows(seed: u64, rows: usize, cols: usize, mean: f32, size: f32) -> Vec<f32> {
     Numbers(seed).floats(rows * cols).into_iter().map(|x| mean + size * x).collect()
+}
+
+/// The rows that `make` writes in float32 from those of `x`, of the same shape; where it writes nothing there is NaN.
+fn floats(shape: &[usize], x: &[f32], make: impl Fn(&View, &mut Rows)) -> Vec<f32> {
+    let mut y = vec![f32::NAN; x.len()];
+    make(&View::dense(x, shape).unwrap(), &mut Rows::F32(ViewMut::dense(&mut y, shape).unwrap()));
+    y
 }
 
 fn moments(row: &[f32]) -> (f64, f64) {
@@ -42,18 +50,14 @@ proptest! {
         let layout = Layout::new(&[groups, cols], &[6 * cols, 1]).unwrap();
         let eps = 1e-5f32;
         let results = everywhere(|ctx| {
-            let op = LayerNorm {
-                cols,
-                eps,
+            let op = Affine {
                 weight: affine.then_some(&weight),
                 bias: affine.then_some(&bias),
                 scale: modulated.then(|| View::new(&wide, cols, layout).unwrap()),
                 shift: modulated.then(|| View::new(&wide, 3 * cols, layout).unwrap()),
                 act: if silu { Act::Silu } else { Act::None },
             };
-            let mut y = vec![f32::NAN; m * cols];
-            layer_norm(ctx, &op, &x, &mut y);
-            y
+            floats(&[m, cols], &x, |x, y| layer_norm(ctx, eps, &op, x, y, &mut []))
         });
         let mut want = Vec::new();
         for (row, x) in x.chunks(cols).enumerate() {
@@ -74,19 +78,24 @@ proptest! {
     }
 
     #[test]
-    fn rms_norm_is_its_formula((m, cols) in (1..9usize, 1..200usize), affine: bool, seed: u64) {
+    fn rms_norm_is_its_formula((m, cols) in (1..9usize, 1..200usize), affine: bool, modulated: bool, seed: u64) {
         let x = rows(seed, m, cols, 0.5, 3.0);
-        let weight = Numbers(!seed).floats(cols);
+        let (weight, scale, shift) = (Numbers(!seed).floats(cols), Numbers(seed ^ 1).floats(cols), Numbers(seed ^ 2).floats(cols));
         let results = everywhere(|ctx| {
-            let mut y = vec![f32::NAN; m * cols];
-            rms_norm(ctx, cols, 1e-6, affine.then_some(&weight[..]), &x, &mut y);
-            y
+            let op = Affine {
+                weight: affine.then_some(&weight[..]),
+                scale: modulated.then(|| View::dense(&scale, &[1, cols]).unwrap()),
+                shift: modulated.then(|| View::dense(&shift, &[1, cols]).unwrap()),
+                ..Affine::NONE
+            };
+            floats(&[m, cols], &x, |x, y| rms_norm(ctx, 1e-6, &op, x, y, &mut []))
         });
         let mut want = Vec::new();
         for x in x.chunks(cols) {
             let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / cols as f64;
             want.extend(x.iter().enumerate().map(|(col, &x)| {
-                f64::from(x) / (mean + 1e-6f64).sqrt() * if affine { f64::from(weight[col]) } else { 1.0 }
+                let v = f64::from(x) / (mean + 1e-6f64).sqrt() * if affine { f64::from(weight[col]) } else { 1.0 };
+                if modulated { v * (1.0 + f64::from(scale[col])) + f64::from(shift[col]) } else { v }
             }));
         }
         assert_close(&results, &want, 1e-6, |i| want[i].abs().max(1.0));
@@ -136,12 +145,9 @@ proptest! {
 
 #[test]
 fn a_row_of_one_value_has_no_variance() {
-    for (isa, y) in everywhere(|ctx| {
-        let op = LayerNorm { cols: 33, eps: 1e-6, weight: None, bias: None, scale: None, shift: None, act: Act::None };
-        let mut y = vec![f32::NAN; 66];
-        layer_norm(ctx, &op, &[123.456; 66], &mut y);
-        y
-    }) {
+    for (isa, y) in
+        everywhere(|ctx| floats(&[2, 33], &[123.456; 66], |x, y| layer_norm(ctx, 1e-6, &Affine::NONE, x, y, &mut [])))
+    {
         // The mean is exact to rounding: what is left is far below one standard deviation of eps.
         assert!(y.iter().all(|y| y.abs() < 1e-2), "{} {y:?}", isa.name());
     }
@@ -160,7 +166,7 @@ fn nan_stays_in_its_row() {
             assert!(y.iter().all(|y| y.is_nan() == (row == 2)), "softmax {} row {row}: {y:?}", isa.name());
         }
         assert_eq!(y[4 * 21 + 3], 0.0);
-        rms_norm(&ctx, 21, 1e-5, None, &x, &mut y);
+        let y = floats(&[5, 21], &x, |x, y| rms_norm(&ctx, 1e-5, &Affine::NONE, x, y, &mut []));
         assert!(y[2 * 21..3 * 21].iter().all(|y| y.is_nan()) && y[..2 * 21].iter().all(|y| y.is_finite()));
         for (kind, last) in [(Reduction::Max, 0.9), (Reduction::Min, f32::NEG_INFINITY)] {
             let mut y = vec![0.0; 5];
@@ -176,7 +182,8 @@ fn empty_tensors_are_nothing_to_do() {
     let ctx = Context { isa: Isa::best(), pool: &Threads(2) };
     softmax(&ctx, 0, &[], &mut []);
     softmax(&ctx, 5, &[], &mut []);
-    rms_norm(&ctx, 0, 1e-5, None, &[], &mut []);
+    floats(&[0, 3], &[], |x, y| rms_norm(&ctx, 1e-5, &Affine::NONE, x, y, &mut []));
+    floats(&[3, 0], &[], |x, y| layer_norm(&ctx, 1e-5, &Affine::NONE, x, y, &mut []));
     let mut y = [f32::NAN; 2];
     reduce(&ctx, Reduction::Sum, 0, &[], &mut y);
     assert_eq!(y, [0.0; 2]);

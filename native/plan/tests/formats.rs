@@ -67,10 +67,13 @@ fn an_image_is_quantized_to_quads() {
     }
 }
 
+/// The shape of a grid that is there.
+type GridShape = Option<&'static [u64]>;
+
 #[test]
 fn a_result_says_its_format_and_grid() {
     // (type, shape of y, its bytes, ygrid as an operand, ygrid as a result, what is said)
-    let cases: [(&str, Value, Option<&[u64]>, Option<&[u64]>, &str); 9] = [
+    let cases: [(&str, Value, GridShape, GridShape, &str); 9] = [
         ("u8", json!([2, 4]), None, None, "ygrid must be"),
         ("u8", json!([2, 4]), Some(&[2, 2]), Some(&[2, 2]), "only one"),
         ("u8", json!([2, 4]), None, Some(&[3, 2]), "divide 2"),

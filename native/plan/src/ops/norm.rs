@@ -1,11 +1,11 @@
 //! Normalisations, and softmax.
 
 use scoregraph_kernels::Act;
-use scoregraph_kernels::norm::{
-    LayerNorm as LayerNormArgs, layer_norm as layer_norm_kernel, rms_norm as rms_norm_kernel,
-};
+use scoregraph_kernels::format::rows_scratch;
+use scoregraph_kernels::norm::{Affine as AffineArgs, layer_norm as layer_norm_kernel, rms_norm as rms_norm_kernel};
 use scoregraph_kernels::softmax::softmax as softmax_kernel;
 
+use super::format::{RowsOperand, expect_rows};
 use super::{Args, Frame, Kernel, Target};
 use crate::fault::{Fault, Result};
 use crate::operand::Operand;
@@ -65,74 +65,76 @@ impl Kernel for Softmax {
     }
 }
 
-struct LayerNorm {
-    x: Operand,
-    y: Operand,
-    width: usize,
+/// What a norm does to normalised rows.
+struct Affine {
     weight: Option<Operand>,
     bias: Option<Operand>,
     scale: Option<Operand>,
     shift: Option<Operand>,
-    eps: f32,
     act: Act,
 }
 
-pub(super) fn layer_norm(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
-    let (x, y, width) = rows_in_and_out(args)?;
-    let rows = x.numel() / width;
-    Ok(Box::new(LayerNorm {
-        width,
-        weight: vector(args, "weight", width)?,
-        bias: vector(args, "bias", width)?,
-        scale: group_rows(args, "scale", rows, width)?,
-        shift: group_rows(args, "shift", rows, width)?,
-        eps: args.number("eps")?,
-        act: args.act()?,
-        x,
-        y,
-    }))
-}
-
-impl Kernel for LayerNorm {
-    unsafe fn run(&self, frame: &Frame<'_>) -> Result<()> {
-        // SAFETY: the contract of `run`.
+impl Affine {
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn of<'a>(&self, frame: &Frame<'a>) -> AffineArgs<'a> {
+        // SAFETY: promised by the caller.
         unsafe {
-            let op = LayerNormArgs {
-                cols: self.width,
-                eps: self.eps,
+            AffineArgs {
                 weight: self.weight.as_ref().map(|weight| frame.slice(weight)),
                 bias: self.bias.as_ref().map(|bias| frame.slice(bias)),
                 scale: self.scale.as_ref().map(|scale| frame.view(scale)),
                 shift: self.shift.as_ref().map(|shift| frame.view(shift)),
                 act: self.act,
-            };
-            layer_norm_kernel(&frame.context(), &op, frame.slice(&self.x), frame.slice_mut(&self.y));
+            }
         }
-        Ok(())
     }
 }
 
-struct RmsNorm {
+/// `layer_norm`, or `rms_norm`.
+struct Norm {
+    centred: bool,
     x: Operand,
-    y: Operand,
+    y: RowsOperand,
+    rows: usize,
     width: usize,
-    weight: Option<Operand>,
+    affine: Affine,
     eps: f32,
 }
 
-pub(super) fn rms_norm(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
-    let (x, y, width) = rows_in_and_out(args)?;
-    Ok(Box::new(RmsNorm { width, weight: vector(args, "weight", width)?, eps: args.number("eps")?, x, y }))
+pub(super) fn layer_norm(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
+    norm(args, true)
 }
 
-impl Kernel for RmsNorm {
+pub(super) fn rms_norm(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
+    norm(args, false)
+}
+
+fn norm(args: &Args<'_>, centred: bool) -> Result<Box<dyn Kernel>> {
+    let x = args.input("x")?;
+    let (rows, width) = expect_rows(&x, "x")?;
+    let y = RowsOperand::of(args, x.shape())?;
+    let affine = Affine {
+        weight: vector(args, "weight", width)?,
+        bias: if centred { vector(args, "bias", width)? } else { None },
+        scale: group_rows(args, "scale", rows, width)?,
+        shift: group_rows(args, "shift", rows, width)?,
+        act: if centred { args.act()? } else { Act::None },
+    };
+    Ok(Box::new(Norm { centred, x, y, rows, width, affine, eps: args.number("eps")? }))
+}
+
+impl Kernel for Norm {
     unsafe fn run(&self, frame: &Frame<'_>) -> Result<()> {
         // SAFETY: the contract of `run`.
-        unsafe {
-            let weight = self.weight.as_ref().map(|weight| frame.slice(weight));
-            let (x, y) = (frame.slice(&self.x), frame.slice_mut(&self.y));
-            rms_norm_kernel(&frame.context(), self.width, self.eps, weight, x, y);
-        }
+        let (affine, x, mut y, scratch) =
+            unsafe { (self.affine.of(frame), frame.view(&self.x), self.y.rows(frame), frame.scratch()) };
+        let kernel = if self.centred { layer_norm_kernel } else { rms_norm_kernel };
+        kernel(&frame.context(), self.eps, &affine, &x, &mut y, scratch);
         Ok(())
+    }
+
+    fn scratch_floats(&self, threads: usize) -> usize {
+        if self.y.is_f32() { 0 } else { rows_scratch(self.rows, self.width, threads) }
     }
 }
