@@ -65,7 +65,10 @@ class Selection:
 def select(draft: Draft, recipe: Recipe) -> Selection:
     """The products of ``draft`` that compute in the formats of ``recipe``."""
     plan = draft.plan
-    reasons = {place: _reason(draft, recipe, place, call) for place, call in _calls(plan) if call.op in PRODUCTS}
+    repeated = {call.ins["w"] for place, call in _calls(plan) if call.op in PRODUCTS and _in_loop(plan, place)}
+    reasons = {
+        place: _reason(draft, recipe, place, call, repeated) for place, call in _calls(plan) if call.op in PRODUCTS
+    }
     reasons = _with_ends(plan, reasons)
     reasons = _with_shared_weights(plan, reasons)
     chosen = {place for place, reason in reasons.items() if not reason}
@@ -106,8 +109,8 @@ def _in_loop(plan: Plan, place: Place) -> bool:
     return plan.segments[place[0]].is_loop or not any(segment.is_loop for segment in plan.segments)
 
 
-def _reason(draft: Draft, recipe: Recipe, place: Place, call: Call) -> str:
-    """Why a product by itself stays as it is; empty if nothing speaks against it."""
+def _reason(draft: Draft, recipe: Recipe, place: Place, call: Call, repeated: set[str]) -> str:
+    """Why a product by itself stays as it is; empty if nothing speaks against it. ``repeated`` are weights of loops."""
     plan, x, w = draft.plan, call.ins["x"], call.ins["w"]
     if w[0] != "c":
         return "its weights are computed"
@@ -118,7 +121,7 @@ def _reason(draft: Draft, recipe: Recipe, place: Place, call: Call) -> str:
         return "it reads a constant"
     if recipe.keeps(layer(plan, call)):
         return "the recipe keeps it"
-    if not _in_loop(plan, place):
+    if w not in repeated:
         return "it runs once, outside of the loop"
     if call.op == "conv2d" and not recipe.conv:
         return "the recipe keeps convolutions"
