@@ -112,6 +112,22 @@ class Drafter:
     _known_constants: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
     _prologue_copies: dict[str, Value] = field(default_factory=dict)
 
+    @classmethod
+    def reopen(cls, draft: Draft) -> Drafter:
+        """A drafter with everything a draft has but its segments, to which a pass adds buffers and constants."""
+        plan = draft.plan
+        return cls(
+            name=plan.name,
+            device=plan.device,
+            buffers=list(plan.buffers),
+            constants=list(plan.constants),
+            arrays=dict(draft.arrays),
+            tables=list(plan.tables),
+            inputs=list(plan.inputs),
+            outputs=list(plan.outputs),
+            bank=plan.bank,
+        )
+
     def begin(
         self, name: str, table: int | None = None, variant: int | None = None, repeat: Repeat | None = None
     ) -> None:
@@ -190,6 +206,16 @@ class Drafter:
         )
         return number
 
+    def value(self, ref: str) -> Value:
+        """What a call names: the window that a buffer, a view or a constant is."""
+        owner = (self.constants if ref[0] == "c" else self.buffers)[int(ref[1:])]
+        shape = tuple(parse_dim(d) for d in owner.shape)
+        if isinstance(owner, Buffer) and owner.view is not None:
+            return Value(f"b{owner.view.base}", shape, owner.view.strides, owner.view.offset, owner.dtype)
+        strides = dense_strides(shape)
+        assert strides is not None, "what has memory of its own is dense"
+        return Value(ref, shape, strides, 0, owner.dtype)
+
     def ref(self, value: Value) -> str:
         """How a call names ``value``: its buffer or constant, or a view made on first use."""
         if value.is_constant:
@@ -258,6 +284,15 @@ class Drafter:
         made = self.new(value.shape, value.dtype, site)
         self.call("copy", {"x": value}, {"y": made}, site=site)
         return made
+
+    def closed(self, plan: Plan, segments: Sequence[Segment]) -> Draft:
+        """A draft of ``segments`` that names what this drafter holds; the rest is that of ``plan``."""
+        update = {
+            "buffers": tuple(self.buffers),
+            "constants": tuple(self.constants),
+            "segments": tuple(segments),
+        }
+        return Draft(plan.model_copy(update=update), dict(self.arrays), self.counters)
 
     def build(self) -> Draft:
         """The frozen draft."""

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from scoregraph.passes.base import Fuel, PassResult
-from scoregraph.passes.plan.liveness import owner_of, reads, writes
+from scoregraph.passes.plan.dependence import PER_ROW, carried, written_elsewhere
+from scoregraph.passes.plan.liveness import reads, writes
 from scoregraph.plan.draft import Draft
 from scoregraph.plan.schema import Call, Plan, Segment
-
-PER_ROW = frozenset({"step_time", "step_input", "sampler_step", "noise", "gram", "quantile", "scalars", "record"})
-"""Operations that may read the current row of the loop's table, or that keep part of their result."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ def _split(plan: Plan, segment: Segment) -> tuple[list[Call], list[Call]]:
     for call in segment.calls:
         for number in writes(plan, call):
             writers.setdefault(number, []).append(call)
-    varying_buffers = _carried(plan, segment)
-    elsewhere = _written_elsewhere(plan, segment)
+    varying_buffers = carried(plan, segment)
+    elsewhere = written_elsewhere(plan, segment)
     pending: dict[int, int] = {}
     invariant: list[Call] = []
     varying: list[Call] = []
@@ -92,19 +90,3 @@ def _split(plan: Plan, segment: Segment) -> tuple[list[Call], list[Call]]:
         order = {id(c): i for i, c in enumerate(segment.calls)}
         return keep, sorted(varying + back, key=lambda c: order[id(c)])
     return invariant, varying
-
-
-def _carried(plan: Plan, segment: Segment) -> set[int]:
-    """The buffers that are read before they are written for the last time: a turn may see what the one before left."""
-    read = set[int]() if segment.repeat is None else {owner_of(plan, segment.repeat.active)}
-    carried = set(read)
-    for call in segment.calls:
-        read |= reads(plan, call)
-        carried |= read & writes(plan, call)
-    return carried
-
-
-def _written_elsewhere(plan: Plan, segment: Segment) -> set[int]:
-    """The buffers that hold a value even if ``segment`` does not run."""
-    others = [call for other in plan.segments if other is not segment for call in other.calls]
-    return {spec.buffer for spec in plan.inputs}.union(*(writes(plan, call) for call in others))

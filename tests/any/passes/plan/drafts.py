@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from hypothesis import strategies as st
@@ -186,3 +186,71 @@ def body(draw: Callable, d: Drafter, known: list[Value]) -> None:
         elif kind == "halves":
             parts = [draw(st.sampled_from([v for v in known if v.shape == (Batch(), 4)])) for _ in range(2)]
             known.append(shapes.concatenate(d, parts, 1, "halves"))
+
+
+def product(d: Drafter, x: Value, width: int, *, act: str = "none", site: str = "linear", **roles: Value) -> Value:
+    """x w^T + b with random weights of so many rows."""
+    rng = np.random.default_rng(len(d.constants))
+    depth = x.shape[-1]
+    assert isinstance(depth, int)
+    w = d.constant(rng.standard_normal((width, depth)).astype(np.float32) / depth**0.5, f"{site}.w")
+    b = d.constant(rng.standard_normal(width).astype(np.float32), f"{site}.b")
+    y = d.new((*x.shape[:-1], width), name=site)
+    d.call("linear", {"x": x, "w": w, "bias": b, **roles}, {"y": y}, {"act": act}, site)
+    return y
+
+
+def evaluate(draft: Draft, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs in float64, one row per sample: what ``tabulate-time`` is given."""
+    plan, constants = files.lay_out(draft.plan, draft.arrays)
+    samples = np.zeros(max((len(value) for value in inputs.values()), default=1), np.uint64)
+    return Reference("float64").compile(plan, constants).run(inputs, samples)
+
+
+def conditioned(branches: int = 2, *, kinds: Sequence[int] = (), rounds: bool = False) -> Draft:
+    """A block of a network in a loop: modulation of the state by the sum of a time's and a label's embedding.
+
+    With ``kinds`` the rows are of these variants, all of them but 1 evaluate the block. With ``rounds`` the loop goes
+    round after round.
+    """
+    d = Drafter("conditioned", "reference")
+    d.begin("before")
+    label, state = given(d, "label", 6), d.new((Batch(), 4, 8), name="state")
+    wide = d.new((Batch(branches), 6), name="labels")
+    split = shapes.view(d, wide, (Batch(), branches, 6), "labels")
+    for j in range(branches):
+        d.call("copy", {"x": label}, {"y": shapes.select(split, 1, j)}, site="labels")
+    d.call("noise", {}, {"x": state}, {"site": 0, "micro": 0, "scale": 1.0}, "noise")
+    left = d.new((Batch(), 1), name="left")
+    d.call("fill", {}, {"x": left}, {"value": float(rounds)}, "left")
+    rows = len(kinds) or ROWS
+    cells = [(0.3 + i, float(kind)) for i, kind in zip(range(rows), kinds or [0] * rows, strict=True)]
+    table = d.table("steps", ("t", "kind"), np.array(cells, np.float32))
+    repeat = Repeat(active=int(left.storage[1:]), limit=2) if rounds else None
+    d.begin("steps", table, variant=1 if kinds else None, repeat=repeat)
+    with d.only_in(*([kind for kind in sorted(set(kinds)) if kind != 1] if kinds else [])):
+        t = d.new((Batch(branches),), name="t")
+        d.call("step_time", {}, {"t": t}, {"table": table, "column": 0}, "time")
+        waves = [pointwise(d, [[op, 0]], shapes.unsqueeze(t, 1)) for op in ("sin", "cos")]
+        time = product(d, shapes.concatenate(d, waves, 1, "waves"), 8, act="silu", site="time")
+        embedded = product(d, wide, 8, site="label", residual=product(d, time, 8, site="time2"))
+        modulation = product(d, pointwise(d, [["silu", 0]], embedded), 16, site="modulation")
+        parts = shapes.split(modulation, [8, 8], 1)
+        states = d.new((Batch(branches), 4, 8), name="states")
+        each = shapes.view(d, states, (Batch(), branches, 4, 8), "states")
+        for j in range(branches):
+            d.call("copy", {"x": state}, {"y": shapes.select(each, 1, j)}, site="states")
+        y = d.new(states.shape, name="norm")
+        ins = {"x": states, "scale": parts[0], "shift": parts[1]}
+        d.call("layer_norm", ins, {"y": y}, {"eps": 1e-6, "act": "none"}, "norm")
+        q, k, v = (product(d, y, 8, site=name) for name in "qkv")
+        mixed = d.new((Batch(branches), 1, 4, 8), name="attention")
+        heads = {name: shapes.unsqueeze(part, 1) for name, part in zip("qkv", (q, k, v), strict=True)}
+        d.call("attention", heads, {"y": mixed}, {"scale": 0.3}, "attention")
+        back = shapes.view(d, mixed, (Batch(), branches, 4, 8), "back")
+        d.call("copy", {"x": shapes.select(back, 1, branches - 1)}, {"y": state}, site="carry")
+    if rounds:
+        d.call("fill", {}, {"x": left}, {"value": 0.0}, "stop")
+    d.begin("after")
+    output(d, "y", state)
+    return d.build()
