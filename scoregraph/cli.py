@@ -25,6 +25,7 @@ from rich.table import Table
 
 from scoregraph import cache, errors, runtime
 from scoregraph.errors import BadSetting, CannotWrite, NoGraphThere, ScoregraphError, UnknownName, WrongFormat
+from scoregraph.passes.quantize.recipe import NAMES
 from scoregraph.plan.files import file_name
 
 app = typer.Typer(
@@ -40,9 +41,16 @@ app.add_typer(cache_app, name="cache")
 out = Console()
 err = Console(stderr=True)
 
+RECIPES_HELP = (
+    "The formats of products, a name and options as in w8a8:groups=4,attention=i8. "
+    + "; ".join(f"**{name}**: {meaning}" for name, meaning in NAMES.items())
+    + ". Options: block=64 (inputs of a weight that share a scale), groups=4 (static grids by timestep, found by "
+    "calibration; dynamic without), attention=bf16 or i8, conv=no, clip=yes, keep=\\*.mid.\\*|\\*.out (docs/quantization.md)."
+)
+
 Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="An input of the graph; repeatable.")]
 Device = Annotated[str, typer.Option(help="cpu, reference or triton.")]
-Quant = Annotated[str, typer.Option(help="Quantization recipe; none is float32.")]
+Quant = Annotated[str, typer.Option(metavar="RECIPE", help=RECIPES_HELP)]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a CPU plan; all cores unless given.")]
 Seed = Annotated[int, typer.Option(help="Sample i draws its noise from seed + i.")]
 Batch = Annotated[int, typer.Option(min=1, help="How many samples.")]
@@ -169,13 +177,14 @@ def show(
     stage: Annotated[str | None, typer.Option(help="A stage of compilation; 'list' names them all.")] = None,
     format_: Annotated[str, typer.Option("--format", help="text, mermaid, dot or json.")] = "text",
     device: Device = "cpu",
+    quant: Quant = "none",
 ) -> None:
     """Print a graph, or what it has become after a stage of its compilation."""
     saved = (Path(graph) / "plan.json").is_file()
     if stage is None:
         print(_saved_form(runtime.load(graph), format_) if saved else _form(_graph(graph), format_))
         return
-    plan = runtime.load(graph) if saved else _compile(_graph(graph), device=device, quant="none", threads=None)
+    plan = runtime.load(graph) if saved else _compile(_graph(graph), device=device, quant=quant, threads=None)
     if stage == "list":
         print(plan.stages)
         return
@@ -184,6 +193,65 @@ def show(
     if len(found) != 1:
         raise UnknownName(kind="stage", name=stage, known=found or plan.stages)
     print(plan.stages[found[0]])
+
+
+@app.command()
+def compare(
+    name: Annotated[str, typer.Argument(help="A graph of the gallery, or a file with one.")],
+    quant: Annotated[
+        list[str], typer.Option(metavar="RECIPE", help="A recipe; repeatable. All kinds unless given.")
+    ] = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006  typer copies defaults
+    seed: Seed = 0,
+    batch: Batch = 4,
+    device: Device = "cpu",
+    threads: Threads = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="A .png of each sample in full precision beside it in the first recipe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sample in full precision and in recipes from the same seeds: what each loses, weighs and takes."""
+    from scoregraph import comparison, gallery
+    from scoregraph.render import PICTURES
+
+    if picture is not None and picture.suffix != ".png":
+        raise WrongFormat(path=picture, known=".png", where="--picture")
+    defaults = gallery.GALLERY[name].defaults if name in gallery.GALLERY else {}
+    with err.status("compiling") as status:
+        found = comparison.compare(
+            _graph(name), quant or comparison.RECIPES, inputs={**defaults, **_settings(set_)}, seed=seed, batch=batch,
+            device=device, threads=threads, told=lambda recipe: status.update(f"comparing {recipe}"),
+        )  # fmt: skip
+    if picture is not None:
+        if found.output not in PICTURES or not found.results:
+            raise WrongFormat(path=picture, known="nothing: the output is no picture", where="--picture")
+        first = next(iter(found.results))
+        PICTURES[found.output](comparison.pairs(found, first), picture, f"full precision, and beside it {first}")
+    _report_comparison(as_json, found, [] if picture is None else [str(picture)])
+
+
+def _report_comparison(as_json: bool, found: Any, files: list[str]) -> None:
+    if as_json:
+        rows = [{**vars(row), "sqnr": _finite(row.sqnr), "worst": _finite(row.worst)} for row in found.rows]
+        print(json.dumps({"files": files, "output": found.output, "rows": rows, "refused": dict(found.refused)}))
+        return
+    table = Table("recipe", title=f"{len(found.exact)} samples, output {found.output}")
+    for title in ("SQNR dB", "worst", "MB", "ms/step", "layers", "kept", "compile s"):
+        table.add_column(title, justify="right")
+    for row in found.rows:
+        decibels = ("" if value == float("inf") else f"{value:.1f}" for value in (row.sqnr, row.worst))
+        numbers = (f"{row.weights / 1e6:.1f}", f"{row.ms_per_step:.1f}", str(row.layers), str(row.kept))
+        table.add_row(row.recipe, *decibels, *numbers, f"{row.compile_s:.1f}")
+    out.print(table)
+    for recipe, reasons in found.refused.items():
+        out.print(f"{recipe} changes nothing: {escape(reasons)}", soft_wrap=True)
+    for path in files:
+        out.print(f"wrote [bold]{escape(path)}[/]", highlight=False, soft_wrap=True)
+
+
+def _finite(value: float) -> float | None:
+    return None if value == float("inf") else round(value, 2)
 
 
 @app.command("plot")
