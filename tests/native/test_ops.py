@@ -187,7 +187,7 @@ CASES = [
             "conv2d",
             {"x": Given(IMAGE), "w": w(11, 16, 3, 3, layout=layout), "bias": w(11)},
             (3, 11, rows, columns),
-            {"stride": [stride, stride], "padding": [padding, padding], "act": "silu"},
+            {"stride": [stride] * 2, "padding": [padding] * 4, "up": [1, 1], "act": "silu"},
             name=f"{layout} stride {stride} padding {padding}",
         )
         for layout, stride, padding, rows, columns in [("oc8", 1, 1, 9, 7), ("oc8", 2, 1, 5, 4), ("plain", 1, 0, 7, 5)]
@@ -201,8 +201,18 @@ CASES = [
             "residual": Given(normal(3, 8, 9, 7)),
         },
         (3, 8, 9, 7),
-        {"stride": [1, 1], "padding": [0, 0], "act": "none"},
+        {"stride": [1, 1], "padding": [0] * 4, "up": [1, 1], "act": "none"},
         name="emb and residual",
+    ),
+    Case(
+        "conv2d",
+        {
+            "x": Given(normal(3, 20, 9, 7), shape=(3, 16, 9, 7), strides=(1260, 63, 7, 1), offset=126),
+            "w": w(8, 16, 3, 3),
+        },
+        (3, 8, 17, 13),
+        {"stride": [1, 1], "padding": [0, 0, 1, 1], "up": [2, 2], "act": "none"},
+        name="upsampled channels of a larger image, padded behind",
     ),
     Case("group_norm", {"x": Given(IMAGE), "weight": w(16), "bias": w(16)}, (3, 16, 9, 7), {"groups": 4, "eps": 1e-5}),
     Case(

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use scoregraph_kernels::conv::{Conv2d, Conv2dOp, Conv2dShape};
+use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue};
+use scoregraph_kernels::{View, ViewMut};
 use scoregraph_simd::{Act, Isa, Serial};
 
 /// Input channels, output channels, side, kernel, stride, padding.
@@ -30,9 +31,10 @@ fn main() {
             input: [side; 2],
             kernel: [kernel; 2],
             stride: [stride; 2],
-            padding: [padding; 2],
+            padding: [padding; 4],
+            up: [1; 2],
         };
-        for isa in Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.supported()) {
+        for isa in Isa::FLOAT.into_iter().filter(|isa| *isa != Isa::Scalar && isa.supported()) {
             let (seconds, flops) = time(shape, isa);
             println!(
                 "{channels:>4} {filters:>4} {side:>4} {:>7}  {:>8} {:>10.1} {:>9.3}",
@@ -56,7 +58,7 @@ fn aligned(buffer: &mut [f32]) -> &mut [f32] {
 
 /// The best time of a call with bias and residual, in seconds, and the multiply-adds it does, times two.
 fn time(shape: Conv2dShape, isa: Isa) -> (f64, f64) {
-    let conv = Conv2d::new(shape, isa, 1).expect("the kernel fits");
+    let conv = Conv2d::new(shape, Cells::Floats, isa, 1).expect("the kernel fits");
     let [rows, columns] = shape.output().expect("the kernel fits");
     let ramp = |size: usize| (0..size).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect::<Vec<f32>>();
     let x = ramp(shape.channels * shape.input[0] * shape.input[1]);
@@ -66,13 +68,18 @@ fn time(shape: Conv2dShape, isa: Isa) -> (f64, f64) {
     let mut y = vec![0.0; shape.filters * rows * columns + LINE];
     let residual = y.clone();
     let (y, residual) = (aligned(&mut y), &residual[LINE..]);
-    let mut scratch = vec![0.0; conv.scratch_floats(1)];
+    let mut scratch = vec![0.0; conv.scratch_floats(1) + LINE];
     let flops = 2.0 * (shape.filters * per_filter * rows * columns) as f64;
-    let op = Conv2dOp { w: &w, bias: Some(&bias), emb: None, residual: Some(residual), act: Act::None };
+    let (x_shape, y_shape) = ([1, shape.channels, shape.input[0], shape.input[1]], [1, shape.filters, rows, columns]);
+    let x = View::dense(&x, &x_shape).unwrap();
+    let residual = Some(View::dense(residual, &y_shape).unwrap());
+    let mut y = ViewMut::dense(y, &y_shape).unwrap();
+    let epilogue = Epilogue { bias: Some(&bias), emb: None, residual, act: Act::None };
+    let scratch = aligned(&mut scratch);
     let mut best = f64::INFINITY;
     for _ in 0..((2e9 / flops) as usize).clamp(5, 200) {
         let start = Instant::now();
-        conv.run(&Serial, 1, &op, &x, y, &mut scratch);
+        conv.run(&Serial, &w, &x, &epilogue, &mut y, scratch);
         best = best.min(start.elapsed().as_secs_f64());
     }
     (best, flops)

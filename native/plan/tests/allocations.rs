@@ -174,7 +174,7 @@ fn network() -> Draft {
                 "conv2d",
                 &[("x", &x), ("w", &kernel)],
                 &[("y", &conv)],
-                json!({"stride": [1, 1], "padding": [1, 1], "act": "silu"}),
+                json!({"stride": [1, 1], "padding": [1, 1, 1, 1], "up": [1, 1], "act": "silu"}),
             ),
             one("group_norm", &conv, &normed, json!({"groups": 4, "eps": 1e-5, "act": "silu"})),
             one("avg_pool2d", &normed, &pooled, pool.clone()),

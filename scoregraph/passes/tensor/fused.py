@@ -89,11 +89,21 @@ def conv2d(
     residual: Tensor | None = None,
     emb: Tensor | None = None,
     stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    up: Sequence[int] = (1, 1),
     act: str = "none",
 ) -> Tensor:
-    """``residual + act(conv(x, w) + bias + emb)``: x [n, I, H, W], w [O, I, kh, kw], emb [n, O]."""
-    y = functional.conv2d(x, w, bias, stride=tuple(stride), padding=tuple(padding))
+    """``residual + act(conv(x, w) + bias + emb)``: x [n, I, H, W], w [O, I, kh, kw], emb [n, O].
+
+    Every pixel of x is repeated up[0] x up[1] times, then padding (top, left, bottom, right) is added.
+    """
+    top, left, bottom, right = padding
+    if tuple(up) != (1, 1):
+        x = x.repeat_interleave(up[0], dim=2).repeat_interleave(up[1], dim=3)
+    if (top, left) == (bottom, right):
+        y = functional.conv2d(x, w, bias, stride=tuple(stride), padding=(top, left))
+    else:
+        y = functional.conv2d(functional.pad(x, (left, right, top, bottom)), w, bias, stride=tuple(stride))
     if emb is not None:
         y = y + emb[:, :, None, None]
     y = _activate(y, act)

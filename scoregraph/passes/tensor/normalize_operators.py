@@ -116,7 +116,7 @@ def _unfused_conv2d(
 ) -> Node:
     return call(
         graph, fused.conv2d, x=x, w=w, bias=bias, residual=None, emb=None, stride=tuple(stride),
-        padding=tuple(padding), act="none", like=like,
+        padding=(*padding, *padding), up=(1, 1), act="none", like=like,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from scoregraph.passes.tensor.expand_operators import ExpandOperators
 from scoregraph.passes.tensor.fold_constants import FoldConstants
 from scoregraph.passes.tensor.fuse_activation import FuseActivation
 from scoregraph.passes.tensor.fuse_attention import FuseAttention
+from scoregraph.passes.tensor.fuse_borders import FuseBorders
 from scoregraph.passes.tensor.fuse_emb import FuseEmb
 from scoregraph.passes.tensor.fuse_gate import FuseGate
 from scoregraph.passes.tensor.fuse_gelu import FuseGelu
@@ -39,6 +40,7 @@ PIPELINE: tuple[Pass[GraphModule], ...] = (
     FuseGelu(),
     FuseRms(),  # before the modulation of what it makes
     FuseAttention(),  # before expressions swallow its scales and masks
+    FuseBorders(),
     # The epilogues, inside out, as the kernels compute them: residual + gate * act(norm or product + emb).
     FuseModulation(),  # scale and shift come before a norm's activation
     FuseEmb(),  # so does the embedding before a convolution's

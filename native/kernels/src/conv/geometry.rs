@@ -1,19 +1,33 @@
 //! What a convolution looks like in memory: output size, tiles, and the layout of a packed tile.
 //!
-//! Every convolution, whatever its stride, is brought to one form: *a tap is an offset*. The input of a tile is copied into
-//! scratch as zero-padded planes, split by the phase of the stride: the plane `(py, px)` holds the input elements at rows
-//! `py (mod stride)` and columns `px (mod stride)`. The tap `(ky, kx)` of consecutive output pixels then reads consecutive
-//! elements of the plane `(ky mod stride, kx mod stride)`, `ky / stride` rows and `kx / stride` columns further on. Stride 1 is
-//! one padded copy; a patch embedding (kernel = stride) is im2col; borders need no branch.
+//! An image is planes of *cells* of four bytes: one float32 of one channel, or the bytes of four channels (a quad). Every
+//! convolution, whatever its stride and kernel, is brought to one form: *a tap is an offset*. The cells that a tile reads
+//! are copied into scratch with their padding, in planes from which a vector of output pixels reads consecutive cells:
+//!
+//! - row by row, split by the phase of the stride: the plane `(py, px)` holds the cells at rows `py (mod stride)` and columns
+//!   `px (mod stride)`, and the tap `(ky, kx)` reads the plane `(ky mod stride, kx mod stride)`, `ky / stride` rows and
+//!   `kx / stride` columns further on; or
+//! - flat, where rows would leave much of their last vector idle: a plane of its own for each `kx`, as wide as the output, so
+//!   that the output rows of a tile are one run without gaps.
+//!
+//! Stride 1 is one padded copy, a 1×1 kernel a copy without padding, a patch embedding (kernel = stride) is im2col, a nearest
+//! upsampling in front repeats cells while they are copied; borders need no branch.
 
-/// Output channels in one block of the `oc8` weight layout.
+/// Output channels in one block of the `oc8` and `q4oc8` weight layouts.
 pub const FILTER_BLOCK: usize = 8;
 
-/// Floats behind a packed tile that a vector load may touch: the widest vector of any ISA.
-const SLACK: usize = 16;
+/// Input channels in one cell of a quantized image.
+pub const QUAD: usize = 4;
 
-/// Bytes of packed input a tile aims at: a part of the second-level cache of every processor with AVX2.
-const TILE_BYTES: usize = 384 * 1024;
+/// Cells in a cache line, and in the widest vector of any instruction set: loads may run that far beyond a plane.
+pub(super) const LINE: usize = 16;
+
+/// Bytes of packed input a tile aims at: a part of the second-level cache of every processor with AVX2, and of those with
+/// AVX-512, whose caches are larger.
+const TILE_BYTES: [usize; 2] = [384 * 1024, 768 * 1024];
+
+/// The same for 1×1 kernels, which have no halo to pack again: a part of the first-level cache.
+const POINT_TILE_BYTES: usize = 24 * 1024;
 
 /// Tiles per thread that a single sample is cut into, so that one late thread costs a fraction of the call.
 const TILES_PER_THREAD: usize = 2;
@@ -25,14 +39,16 @@ pub struct Conv2dShape {
     pub channels: usize,
     /// O, the channels of the output.
     pub filters: usize,
-    /// Height and width of the input.
+    /// Height and width of the input, before it is upsampled.
     pub input: [usize; 2],
     /// Height and width of the kernel.
     pub kernel: [usize; 2],
     /// Rows and columns between two outputs.
     pub stride: [usize; 2],
-    /// Zero rows and columns on each side of the input.
-    pub padding: [usize; 2],
+    /// Rows and columns of padding: top, left, bottom, right.
+    pub padding: [usize; 4],
+    /// How often each row and column of the input is repeated (nearest upsampling).
+    pub up: [usize; 2],
 }
 
 impl Conv2dShape {
@@ -41,11 +57,12 @@ impl Conv2dShape {
     #[must_use]
     pub fn output(&self) -> Option<[usize; 2]> {
         let along = |axis: usize| {
-            let (kernel, stride) = (self.kernel[axis], self.stride[axis]);
-            if kernel == 0 || stride == 0 {
+            let (kernel, stride, up) = (self.kernel[axis], self.stride[axis], self.up[axis]);
+            if kernel == 0 || stride == 0 || up == 0 {
                 return None;
             }
-            let padded = self.padding[axis].checked_mul(2)?.checked_add(self.input[axis])?;
+            let grown = self.input[axis].checked_mul(up)?;
+            let padded = grown.checked_add(self.padding[axis])?.checked_add(self.padding[axis + 2])?;
             Some(padded.checked_sub(kernel)? / stride + 1)
         };
         Some([along(0)?, along(1)?])
@@ -59,8 +76,18 @@ impl Conv2dShape {
     /// Elements of the weight in the `oc8` layout `[ceil(O/8)][I][kh][kw][8]`, or `None` on overflow.
     #[must_use]
     pub fn weight_elements(&self) -> Option<usize> {
+        self.weight_cells(self.channels)
+    }
+
+    /// Bytes of the weight in the `q4oc8` layout `[ceil(O/8)][ceil(I/4)][kh][kw][8][4]`, or `None` on overflow.
+    #[must_use]
+    pub fn quantized_weight_bytes(&self) -> Option<usize> {
+        self.weight_cells(self.channels.div_ceil(QUAD))?.checked_mul(QUAD)
+    }
+
+    fn weight_cells(&self, planes: usize) -> Option<usize> {
         let [kh, kw] = self.kernel;
-        self.filter_blocks().checked_mul(FILTER_BLOCK)?.checked_mul(self.channels)?.checked_mul(kh)?.checked_mul(kw)
+        self.filter_blocks().checked_mul(FILTER_BLOCK)?.checked_mul(planes)?.checked_mul(kh)?.checked_mul(kw)
     }
 
     /// Brings a plain weight `[O, I, kh, kw]` into the `oc8` layout.
@@ -86,20 +113,19 @@ impl Conv2dShape {
 }
 
 /// How the output pixels of a tile lie under the vectors.
-///
-/// Row by row, the last vector of each row is partly idle. As one flat run over the padded rows, the vectors are full but some
-/// lanes compute the columns between two rows, which nobody asked for. The better one depends on the width alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Run {
-    /// Each output row starts a vector.
+    /// Each output row starts a vector; the last vector of a row may be partly idle.
     Rows,
-    /// The output rows of a tile are one run, `row_pitch` apart.
+    /// The output rows of a tile are one run.
     Flat,
 }
 
-/// How the work of one sample is cut, and how the input of a tile lies in scratch.
+/// How the work of one sample is cut, and how the input of a tile lies in scratch. All sizes are in cells.
 #[derive(Clone, Debug)]
 pub(super) struct Tiling {
+    /// Channels, or quads of channels, of the input.
+    pub planes: usize,
     /// Height and width of the output.
     pub output: [usize; 2],
     /// Output rows of a tile (the last one may have fewer).
@@ -110,40 +136,57 @@ pub(super) struct Tiling {
     pub row_tiles: usize,
     pub filter_tiles: usize,
     pub run: Run,
-    /// Phases of the stride that some tap reads.
-    pub phases: [usize; 2],
-    /// Rows of a packed plane, and floats from one row to the next.
-    pub plane_rows: usize,
+    /// Copies of a channel: phases of the stride that some tap reads, or along a flat run the columns of the kernel.
+    pub copies: [usize; 2],
+    /// Rows of a copy, what is needed of each, and the distance of one to the next.
+    pub copy_rows: usize,
+    pub row_cells: usize,
     pub row_pitch: usize,
-    /// Floats from a channel's first plane to the next channel's.
+    /// Where the first row of a copy begins in it: such that the image, behind its padding, begins a cache line.
+    pub lead: usize,
+    /// From one copy to the next.
+    pub copy_pitch: usize,
+    /// From a channel's first copy to the next channel's.
     pub channel_pitch: usize,
     /// Offset in scratch of what each tap `(channel, ky, kx)`, row-major, reads for the first output pixel.
     pub offsets: Vec<u32>,
-    /// Floats of scratch one tile needs, slack included.
+    /// Cells of scratch one tile needs, slack included.
     pub scratch: usize,
 }
 
 impl Tiling {
-    /// Cuts `shape` for vectors of `lanes` floats and `threads` threads; `None` where `shape` has no output or overflows.
-    pub(super) fn new(shape: &Conv2dShape, lanes: usize, threads: usize) -> Option<Self> {
+    /// Cuts `shape`, whose input has `planes` planes of cells, for vectors of `lanes` cells and `threads` threads; `None`
+    /// where `shape` has no output or overflows.
+    pub(super) fn new(shape: &Conv2dShape, planes: usize, lanes: usize, threads: usize) -> Option<Self> {
         let output = shape.output()?;
         let [kh, kw] = shape.kernel;
         let [sy, sx] = shape.stride;
-        let phases = [sy.min(kh), sx.min(kw)];
         let halo = (kh - 1) / sy;
-        let row_pitch = output[1].checked_add((kw - 1) / sx)?;
+        // A flat run packs each row once per column of the kernel; it is worth it from a tenth of idle lanes on.
+        let vectors = output[1].div_ceil(lanes) * lanes;
+        let run = if kw == 1 || output[1] <= vectors - vectors / 10 { Run::Flat } else { Run::Rows };
+        let (copies_x, row_cells, row_pitch, lead) = match run {
+            Run::Flat => (kw, output[1], output[1], 0),
+            Run::Rows => {
+                let cells = output[1].checked_add((kw - 1) / sx)?;
+                let inside = shape.padding[1].div_ceil(sx);
+                (sx.min(kw), cells, cells.checked_next_multiple_of(LINE)?, inside.next_multiple_of(LINE) - inside)
+            }
+        };
+        let copies = [sy.min(kh), copies_x];
         let row_bytes = row_pitch
-            .checked_mul(phases[0].checked_mul(phases[1])?)?
-            .checked_mul(shape.channels.max(1))?
-            .checked_mul(size_of::<f32>())?;
+            .checked_mul(copies[0].checked_mul(copies[1])?)?
+            .checked_mul(planes.max(1))?
+            .checked_mul(size_of::<u32>())?;
 
         // Rows by cache first; then as many ranges as the threads need, rows before filters, because a range of filters
         // packs the same input again. Below four rows the halo costs more than packing twice.
-        let fitting = (TILE_BYTES / row_bytes.max(1)).saturating_sub(halo).clamp(1, output[0]);
+        let budget = if shape.kernel == [1, 1] { POINT_TILE_BYTES } else { TILE_BYTES[usize::from(lanes == LINE)] };
+        let fitting = (budget / row_bytes.max(1)).saturating_sub(halo).clamp(1, output[0]);
         let mut row_tiles = output[0].div_ceil(fitting);
         let wanted = if threads > 1 { threads * TILES_PER_THREAD } else { 1 };
         if row_tiles < wanted {
-            let cuttable = if row_pitch == output[1] { output[0] } else { output[0] / 4 };
+            let cuttable = if halo == 0 { output[0] } else { output[0] / 4 };
             row_tiles = row_tiles.max(cuttable.min(wanted));
         }
         let rows = output[0].div_ceil(row_tiles);
@@ -152,30 +195,33 @@ impl Tiling {
         let filter_tiles = wanted.div_ceil(row_tiles).min(filter_blocks);
         let blocks = filter_blocks.div_ceil(filter_tiles);
 
-        let plane_rows = rows.checked_add(halo)?;
-        let plane = plane_rows.checked_mul(row_pitch)?;
-        let channel_pitch = spread(plane.checked_mul(phases[0])?.checked_mul(phases[1])?)?;
-        let scratch = channel_pitch.checked_mul(shape.channels)?.checked_add(SLACK)?;
+        let copy_rows = rows.checked_add(halo)?;
+        let copy_pitch = copy_rows.checked_mul(row_pitch)?.checked_add(lead.next_multiple_of(LINE))?;
+        let channel_pitch = spread(copy_pitch.checked_mul(copies[0])?.checked_mul(copies[1])?)?;
+        let scratch = channel_pitch.checked_mul(planes)?.checked_add(LINE)?;
         u32::try_from(scratch).ok()?;
-        let taps = (0..shape.channels).flat_map(|channel| (0..kh * kw).map(move |tap| (channel, tap / kw, tap % kw)));
+        let taps = (0..planes).flat_map(|plane| (0..kh * kw).map(move |tap| (plane, tap / kw, tap % kw)));
         let offsets = taps
-            .map(|(channel, ky, kx)| {
-                let phase = (ky % sy) * phases[1] + kx % sx;
-                (channel * channel_pitch + phase * plane + (ky / sy) * row_pitch + kx / sx) as u32
+            .map(|(plane, ky, kx)| {
+                let (copy, column) = if run == Run::Flat { (kx, 0) } else { (kx % sx, kx / sx) };
+                let copy = (ky % sy) * copies_x + copy;
+                (plane * channel_pitch + copy * copy_pitch + lead + (ky / sy) * row_pitch + column) as u32
             })
             .collect();
-        let by_rows = rows * output[1].div_ceil(lanes);
-        let flat = ((rows - 1) * row_pitch + output[1]).div_ceil(lanes);
         Some(Self {
+            planes,
             output,
             rows,
             blocks,
             row_tiles,
             filter_tiles: filter_blocks.div_ceil(blocks),
-            run: if flat < by_rows || row_pitch == output[1] { Run::Flat } else { Run::Rows },
-            phases,
-            plane_rows,
+            run,
+            copies,
+            copy_rows,
+            row_cells,
             row_pitch,
+            lead,
+            copy_pitch,
             channel_pitch,
             offsets,
             scratch,
@@ -190,7 +236,6 @@ impl Tiling {
 
 /// Rounds a channel's size up to an odd number of cache lines: with a power of two, the same pixel of every channel would
 /// compete for the same few cache sets.
-fn spread(floats: usize) -> Option<usize> {
-    const LINE: usize = 16;
-    Some(((floats.checked_add(LINE - 1)? / LINE) | 1) * LINE)
+fn spread(cells: usize) -> Option<usize> {
+    Some(((cells.checked_add(LINE - 1)? / LINE) | 1) * LINE)
 }

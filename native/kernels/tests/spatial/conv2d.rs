@@ -1,10 +1,10 @@
 //! Convolution against seven nested loops in float64.
 
 use proptest::prelude::*;
-use scoregraph_kernels::conv::{Conv2d, Conv2dOp, Conv2dShape};
+use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue};
 use scoregraph_simd::{Act, Isa};
 
-use crate::support::{Threads, act64, bits, isas, leading_columns, numbers};
+use crate::support::{Images, Threads, act64, bits, float_isas, indices, leading_columns, numbers};
 
 /// One call with all its operands; the weight is plain `[O, I, kh, kw]`.
 struct Case {
@@ -36,26 +36,34 @@ impl Case {
         }
     }
 
-    /// The output, from a convolution cut for `cut` threads and run on `threads`. Scratch and output start as NaN.
+    /// The output, from a convolution cut for `cut` threads and run on `threads`; the images are slices of the channels of
+    /// larger ones. Scratch and output start as NaN.
     fn run(&self, isa: Isa, cut: usize, threads: usize) -> Vec<f32> {
-        let conv = Conv2d::new(self.shape, isa, cut).unwrap();
+        let conv = Conv2d::new(self.shape, Cells::Floats, isa, cut).unwrap();
+        let Conv2dShape { channels, filters, input: [height, width], .. } = self.shape;
         let [rows, columns] = self.shape.output().unwrap();
-        let mut y = vec![f32::NAN; self.batch * self.shape.filters * rows * columns];
+        let [inputs, outputs] =
+            [[self.batch, channels, height, width], [self.batch, filters, rows, columns]].map(Images::new);
+        let x = inputs.spread(&self.x);
+        let residual = self.residual.as_deref().map(|residual| outputs.spread(residual));
+        let mut y = vec![f32::NAN; outputs.floats()];
         let mut scratch = vec![f32::NAN; conv.scratch_floats(threads)];
-        let op = Conv2dOp {
-            w: &self.shape.pack_weight(&self.weight),
+        let epilogue = Epilogue {
             bias: self.bias.as_deref(),
-            emb: self.emb.as_deref().map(|emb| leading_columns(emb, self.batch, self.shape.filters, 3)),
-            residual: self.residual.as_deref(),
+            emb: self.emb.as_deref().map(|emb| leading_columns(emb, self.batch, filters, 3)),
+            residual: residual.as_deref().map(|residual| outputs.view(residual)),
             act: self.act,
         };
-        conv.run(&Threads(threads), self.batch, &op, &self.x, &mut y, &mut scratch);
-        y
+        let w = self.shape.pack_weight(&self.weight);
+        let mut target = outputs.view_mut(&mut y);
+        conv.run(&Threads(threads), &w, &inputs.view(&x), &epilogue, &mut target, &mut scratch);
+        outputs.gather(&y)
     }
 
     /// The output in float64, and for each element a bound on what float32 may lose: the sum of absolute terms.
     fn reference(&self) -> Vec<(f64, f64)> {
-        let Conv2dShape { channels, filters, input, kernel: [kh, kw], stride, padding } = self.shape;
+        let Conv2dShape { channels, filters, input, kernel: [kh, kw], stride, padding: [top, left, ..], up } =
+            self.shape;
         let [rows, columns] = self.shape.output().unwrap();
         let mut y = Vec::new();
         for (n, o, row, column) in indices([self.batch, filters, rows, columns]) {
@@ -64,10 +72,10 @@ impl Case {
             let mut size = sum.abs();
             for (i, ky, kx, _) in indices([channels, kh, kw, 1]) {
                 let (py, px) = (row * stride[0] + ky, column * stride[1] + kx);
-                if py < padding[0] || px < padding[1] || py >= input[0] + padding[0] || px >= input[1] + padding[1] {
+                if py < top || px < left || py >= input[0] * up[0] + top || px >= input[1] * up[1] + left {
                     continue;
                 }
-                let at = ((n * channels + i) * input[0] + py - padding[0]) * input[1] + px - padding[1];
+                let at = ((n * channels + i) * input[0] + (py - top) / up[0]) * input[1] + (px - left) / up[1];
                 let term = f64::from(self.x[at]) * f64::from(self.weight[((o * channels + i) * kh + ky) * kw + kx]);
                 sum += term;
                 size += term.abs();
@@ -79,15 +87,11 @@ impl Case {
     }
 }
 
-fn indices([a, b, c, d]: [usize; 4]) -> impl Iterator<Item = (usize, usize, usize, usize)> {
-    (0..a * b * c * d).map(move |i| (i / (b * c * d), i / (c * d) % b, i / d % c, i % d))
-}
-
 /// Every instruction set is close to the reference; threads, cut and batch change no bit; AVX2 and AVX-512 agree in all.
 fn check(case: &Case) {
     let reference = case.reference();
     let mut fused = Vec::new();
-    for isa in isas() {
+    for isa in float_isas() {
         let y = case.run(isa, 1, 1);
         for (index, (&y, &(expected, size))) in y.iter().zip(&reference).enumerate() {
             let error = (f64::from(y) - expected).abs();
@@ -103,20 +107,37 @@ fn check(case: &Case) {
     assert!(fused.windows(2).all(|pair| pair[0] == pair[1]), "AVX2 and AVX-512 differ");
 }
 
-fn square(channels: usize, filters: usize, side: usize, kernel: usize, stride: usize, padding: usize) -> Conv2dShape {
-    Conv2dShape { channels, filters, input: [side; 2], kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 2] }
+pub fn square(
+    channels: usize,
+    filters: usize,
+    side: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Conv2dShape {
+    Conv2dShape {
+        channels,
+        filters,
+        input: [side; 2],
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        padding: [padding; 4],
+        up: [1; 2],
+    }
 }
 
-fn shapes() -> impl Strategy<Value = Conv2dShape> {
+pub fn shapes() -> impl Strategy<Value = Conv2dShape> {
     let pair = |range: std::ops::RangeInclusive<usize>| proptest::array::uniform2(range);
-    (0usize..=9, 1usize..=19, pair(1..=37), pair(1..=4), pair(1..=3), pair(0..=3))
-        .prop_map(|(channels, filters, input, kernel, stride, padding)| Conv2dShape {
+    let padding = proptest::array::uniform4(0usize..=3);
+    (0usize..=9, 1usize..=19, pair(1..=37), pair(1..=4), pair(1..=3), padding, pair(1..=3))
+        .prop_map(|(channels, filters, input, kernel, stride, padding, up)| Conv2dShape {
             channels,
             filters,
             input,
             kernel,
             stride,
             padding,
+            up,
         })
         .prop_filter("the kernel fits", |shape| shape.output().is_some())
 }
@@ -141,13 +162,15 @@ fn shapes_of_real_networks() {
     for shape in [
         square(3, 24, 64, 16, 16, 0), // patch embedding
         square(4, 9, 32, 2, 2, 0),
-        square(1, 8, 64, 3, 1, 1),   // first layer of a U-Net
-        square(8, 1, 64, 3, 1, 1),   // last layer
-        square(40, 16, 8, 3, 1, 1),  // lowest resolution: flat runs
-        square(24, 16, 16, 1, 1, 0), // skip connection
-        square(8, 8, 33, 3, 2, 1),   // downsampling
-        square(2, 3, 2, 7, 1, 3),    // a kernel larger than the image
-        square(2, 3, 5, 1, 3, 0),    // a stride larger than the kernel
+        square(1, 8, 64, 3, 1, 1),                               // first layer of a U-Net
+        square(8, 1, 64, 3, 1, 1),                               // last layer
+        square(40, 16, 8, 3, 1, 1),                              // lowest resolution: flat runs
+        square(24, 16, 16, 1, 1, 0),                             // skip connection
+        square(8, 8, 33, 3, 2, 1),                               // downsampling
+        square(2, 3, 2, 7, 1, 3),                                // a kernel larger than the image
+        square(2, 3, 5, 1, 3, 0),                                // a stride larger than the kernel
+        Conv2dShape { up: [2; 2], ..square(9, 8, 16, 3, 1, 1) }, // upsampling
+        Conv2dShape { padding: [0, 0, 1, 1], ..square(8, 8, 32, 3, 2, 0) }, // downsampling of an autoencoder
     ] {
         check(&Case::new(shape, 2, [true; 3], Act::Silu, 7));
     }
@@ -165,7 +188,7 @@ fn a_sample_does_not_know_its_batch() {
     let batch = Case::new(square(5, 11, 13, 3, 1, 1), 4, [true; 3], Act::Silu, 3);
     let [rows, columns] = batch.shape.output().unwrap();
     let (x_sample, y_sample) = (5 * 13 * 13, 11 * rows * columns);
-    for isa in isas() {
+    for isa in float_isas() {
         let together = batch.run(isa, 2, 2);
         for sample in 0..batch.batch {
             let part = |data: &[f32], size: usize| data[sample * size..][..size].to_vec();
@@ -192,7 +215,7 @@ fn a_nan_stays_in_its_window() {
     let mut case = Case::new(square(3, 8, 20, 3, 1, 1), 1, [false; 3], Act::None, 5);
     case.x[20 * 20 + 7 * 20 + 11] = f32::NAN;
     case.x[2 * 20 * 20] = f32::INFINITY;
-    for isa in isas() {
+    for isa in float_isas() {
         let y = case.run(isa, 1, 1);
         for (_, o, row, column) in indices([1, 8, 20, 20]) {
             let near = row.abs_diff(7) <= 1 && column.abs_diff(11) <= 1;
@@ -205,7 +228,7 @@ fn a_nan_stays_in_its_window() {
 
 #[test]
 fn nothing_to_do() {
-    for isa in isas() {
+    for isa in float_isas() {
         assert!(Case::new(square(3, 5, 6, 3, 1, 1), 0, [true; 3], Act::None, 0).run(isa, 2, 2).is_empty());
         assert!(Case::new(square(3, 0, 6, 3, 1, 1), 2, [true; 3], Act::None, 0).run(isa, 2, 2).is_empty());
     }
@@ -217,10 +240,12 @@ fn shapes_without_an_output_are_refused() {
         square(1, 1, 2, 3, 1, 0),
         square(1, 1, 4, 0, 1, 0),
         square(1, 1, 4, 3, 0, 1),
+        Conv2dShape { up: [0, 1], ..square(1, 1, 4, 3, 1, 1) },
+        Conv2dShape { up: [usize::MAX; 2], ..square(1, 1, 4, 3, 1, 1) },
         square(1, 1, 4, 3, 1, usize::MAX),
         square(1, 1, 4, 3, 1, usize::MAX / 4),
         square(usize::MAX / 8, 1, 64, 3, 1, 1),
     ] {
-        assert!(Conv2d::new(shape, Isa::Scalar, 1).is_none(), "{shape:?}");
+        assert!(Conv2d::new(shape, Cells::Floats, Isa::Scalar, 1).is_none(), "{shape:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use scoregraph_kernels::{Layout, View};
+use scoregraph_kernels::{Layout, View, ViewMut};
 use scoregraph_simd::{Act, Isa, Parallel, Serial};
 
 /// `count` numbers in `[-1, 1)`, the same for the same seed (a linear congruential generator, upper bits).
@@ -18,6 +18,101 @@ pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
 /// The instruction sets of this machine.
 pub fn isas() -> impl Iterator<Item = Isa> {
     Isa::FLOAT.into_iter().filter(|isa| isa.supported())
+}
+
+/// The instruction sets of this machine that differ in float32.
+pub fn float_isas() -> impl Iterator<Item = Isa> {
+    Isa::FLOAT.into_iter().filter(|isa| isa.supported())
+}
+
+/// Every index of four nested loops.
+pub fn indices([a, b, c, d]: [usize; 4]) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    (0..a * b * c * d).map(move |i| (i / (b * c * d), i / (c * d) % b, i / d % c, i % d))
+}
+
+/// Images \[n, C, …\] that are a slice of the channels of larger ones: one channel in front, two behind.
+pub struct Images {
+    layout: Layout,
+    channels: usize,
+    pixels: usize,
+}
+
+impl Images {
+    pub fn new<const RANK: usize>(shape: [usize; RANK]) -> Self {
+        let pixels = shape[2..].iter().product();
+        let dense = Layout::dense(&shape).unwrap();
+        let mut strides = [0; RANK];
+        strides.copy_from_slice(dense.strides());
+        (strides[0], strides[1]) = ((shape[1] + 3) * pixels, pixels);
+        Self { layout: Layout::new(&shape, &strides).unwrap(), channels: shape[1], pixels }
+    }
+
+    /// Elements of the larger images.
+    pub fn floats(&self) -> usize {
+        self.layout.shape()[0] * (self.channels + 3) * self.pixels
+    }
+
+    /// Dense images where they lie in the larger ones; what is around them must not be read, and is NaN, or any byte.
+    pub fn spread<T: Copy + Outside>(&self, dense: &[T]) -> Vec<T> {
+        let mut larger = vec![T::OUTSIDE; self.floats()];
+        for (plane, from) in dense.chunks(self.pixels.max(1)).enumerate() {
+            larger[self.plane(plane)..][..self.pixels].copy_from_slice(from);
+        }
+        larger
+    }
+
+    /// The dense images; asserts that nothing around them was written.
+    pub fn gather<T: Copy + Outside>(&self, larger: &[T]) -> Vec<T> {
+        let planes = self.layout.shape()[0] * self.channels;
+        let mut outside = larger.to_vec();
+        let mut dense = Vec::new();
+        for plane in 0..planes {
+            let pixels = self.plane(plane)..self.plane(plane) + self.pixels;
+            dense.extend_from_slice(&larger[pixels.clone()]);
+            outside[pixels].fill(T::OUTSIDE);
+        }
+        assert!(outside.into_iter().all(T::is_outside), "written outside of the image");
+        dense
+    }
+
+    fn plane(&self, plane: usize) -> usize {
+        (plane / self.channels * (self.channels + 3) + plane % self.channels + 1) * self.pixels
+    }
+
+    fn first(&self, larger: usize) -> usize {
+        if larger == 0 { 0 } else { self.pixels }
+    }
+
+    pub fn view<'a, T>(&self, larger: &'a [T]) -> View<'a, T> {
+        View::new(larger, self.first(larger.len()), self.layout).unwrap()
+    }
+
+    pub fn view_mut<'a, T>(&self, larger: &'a mut [T]) -> ViewMut<'a, T> {
+        ViewMut::new(larger, self.first(larger.len()), self.layout).unwrap()
+    }
+}
+
+/// What lies around images.
+pub trait Outside {
+    const OUTSIDE: Self;
+
+    fn is_outside(self) -> bool;
+}
+
+impl Outside for f32 {
+    const OUTSIDE: f32 = f32::NAN;
+
+    fn is_outside(self) -> bool {
+        self.is_nan()
+    }
+}
+
+impl Outside for u8 {
+    const OUTSIDE: u8 = 0xA5;
+
+    fn is_outside(self) -> bool {
+        self == Self::OUTSIDE
+    }
 }
 
 /// Threads that live for one `run`, each taking the next tile: any tile may meet any thread.

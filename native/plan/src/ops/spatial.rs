@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use scoregraph_kernels::Act;
-use scoregraph_kernels::conv::{Conv2d as Conv2dKernel, Conv2dOp, Conv2dShape};
+use scoregraph_kernels::conv::{self, Cells, Conv2d as Conv2dKernel, Conv2dShape, image_strides};
 use scoregraph_kernels::pool2d::{self, Pool2d as Pool2dArgs};
 
 use super::group_norm::per_channel;
@@ -17,6 +17,20 @@ use crate::schema::Layout as Packing;
 /// The four sizes of a dense image operand.
 fn image(operand: &Operand, role: &str) -> Result<[usize; 4]> {
     operand.expect_dense(role)?;
+    sizes(operand, role)
+}
+
+/// The four sizes of an image operand whose samples and channels may be strided.
+fn strided_image(operand: &Operand, role: &str) -> Result<[usize; 4]> {
+    operand.expect_plain(role)?;
+    let sizes = sizes(operand, role)?;
+    match image_strides(&operand.layout) {
+        Some(_) => Ok(sizes),
+        None => Err(Fault::plan(format!("the pixels of {role} must be dense"))),
+    }
+}
+
+fn sizes(operand: &Operand, role: &str) -> Result<[usize; 4]> {
     operand
         .shape()
         .try_into()
@@ -25,12 +39,16 @@ fn image(operand: &Operand, role: &str) -> Result<[usize; 4]> {
 
 struct Conv2d {
     kernel: Conv2dKernel,
-    samples: usize,
     x: Operand,
     y: Operand,
     w: Operand,
     /// A constant weight in `plain` layout is packed on first use.
     packed: OnceLock<Vec<f32>>,
+    epilogue: Epilogue,
+}
+
+/// The operands of `conv2d` behind its products.
+struct Epilogue {
     bias: Option<Operand>,
     emb: Option<Operand>,
     residual: Option<Operand>,
@@ -39,7 +57,7 @@ struct Conv2d {
 
 pub(super) fn conv2d(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>> {
     let (x, w, y) = (args.input("x")?, args.input("w")?, args.output("y")?);
-    let [samples, channels, height, width] = image(&x, "x")?;
+    let [samples, channels, height, width] = strided_image(&x, "x")?;
     let &[filters, depth, kernel_height, kernel_width] = w.shape() else {
         return Err(Fault::plan(format!("w has the shape {:?}, not [O, I, kh, kw]", w.shape())));
     };
@@ -57,30 +75,51 @@ pub(super) fn conv2d(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>>
         input: [height, width],
         kernel: [kernel_height, kernel_width],
         stride: args.pair("stride")?,
-        padding: args.pair("padding")?,
+        padding: args.counts("padding")?.try_into().map_err(|_| args.wrong("padding", "top, left, bottom, right"))?,
+        up: args.pair("up")?,
     };
     let unfit = || Fault::plan(format!("a kernel of {kernel_height}×{kernel_width} does not fit {shape:?}"));
     let [rows, columns] = shape.output().ok_or_else(unfit)?;
-    let wanted = [samples, filters, rows, columns];
-    y.expect_dense("y")?;
+    let epilogue = epilogue(args, &y, [samples, filters, rows, columns])?;
+    let kernel = Conv2dKernel::new(shape, Cells::Floats, target.isa, target.threads).ok_or_else(unfit)?;
+    Ok(Box::new(Conv2d { kernel, epilogue, packed: OnceLock::new(), x, y, w }))
+}
+
+/// The operands behind the products, for a result `y` that must be of the shape `wanted`.
+fn epilogue(args: &Args<'_>, y: &Operand, wanted: [usize; 4]) -> Result<Epilogue> {
+    let [samples, filters, ..] = wanted;
+    strided_image(y, "y")?;
     y.expect_shape("y", &wanted)?;
     let residual = args.optional("residual")?;
     if let Some(residual) = &residual {
-        residual.expect_dense("residual")?;
+        strided_image(residual, "residual")?;
         residual.expect_shape("residual", &wanted)?;
+        args.allow_in_place("y", "residual");
     }
-    Ok(Box::new(Conv2d {
-        kernel: Conv2dKernel::new(shape, target.isa, target.threads).ok_or_else(unfit)?,
-        samples,
+    Ok(Epilogue {
         bias: vector(args, "bias", filters)?,
         emb: per_channel(args, "emb", samples, filters)?,
         residual,
         act: args.act()?,
-        packed: OnceLock::new(),
-        x,
-        y,
-        w,
-    }))
+    })
+}
+
+impl Epilogue {
+    /// The operands where they lie.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn of<'a>(&self, frame: &Frame<'a>) -> conv::Epilogue<'a> {
+        // SAFETY: the contract of `run`.
+        unsafe {
+            conv::Epilogue {
+                bias: self.bias.as_ref().map(|bias| frame.slice(bias)),
+                emb: self.emb.as_ref().map(|emb| frame.view(emb)),
+                residual: self.residual.as_ref().map(|residual| frame.view(residual)),
+                act: self.act,
+            }
+        }
+    }
 }
 
 impl Kernel for Conv2d {
@@ -94,15 +133,8 @@ impl Kernel for Conv2d {
                 (Packing::Plain, _) => Cow::Owned(pack()),
                 _ => Cow::Borrowed(w),
             };
-            let op = Conv2dOp {
-                w: &w,
-                bias: self.bias.as_ref().map(|bias| frame.slice(bias)),
-                emb: self.emb.as_ref().map(|emb| frame.view(emb)),
-                residual: self.residual.as_ref().map(|residual| frame.slice(residual)),
-                act: self.act,
-            };
-            let (x, y) = (frame.slice(&self.x), frame.slice_mut(&self.y));
-            self.kernel.run(frame.pool, self.samples, &op, x, y, frame.scratch());
+            let (x, mut y) = (frame.view(&self.x), frame.view_mut(&self.y));
+            self.kernel.run(frame.pool, &w, &x, &self.epilogue.of(frame), &mut y, frame.scratch());
         }
         Ok(())
     }

@@ -50,13 +50,13 @@ CASES = {
         ["linear"],
     ),
     "conv2d": (
-        lambda x, w, b: fused(f.conv2d, x, w, bias=b, padding=(1, 1)),
+        lambda x, w, b: fused(f.conv2d, x, w, bias=b, padding=(1, 1, 1, 1)),
         [(4, 5, 6)],
         [KERNEL, CHANNELS],
         ["conv2d"],
     ),
     "conv2d, stride, residual, emb": (
-        lambda x, r, e, w: fused(f.conv2d, x, w, residual=r, emb=e, stride=(2, 1), padding=(1, 0), act="silu"),
+        lambda x, r, e, w: fused(f.conv2d, x, w, residual=r, emb=e, stride=(2, 1), padding=(1, 0, 1, 0), act="silu"),
         [(4, 6, 6), (6, 3, 4), (6,)],
         [KERNEL],
         ["conv2d"],

@@ -18,6 +18,7 @@ from torch.nn import functional
 from scoregraph.passes.base import Fuel, Pass
 from scoregraph.passes.tensor.fuse_activation import FuseActivation
 from scoregraph.passes.tensor.fuse_attention import FuseAttention
+from scoregraph.passes.tensor.fuse_borders import FuseBorders
 from scoregraph.passes.tensor.fuse_emb import FuseEmb
 from scoregraph.passes.tensor.fuse_gate import FuseGate
 from scoregraph.passes.tensor.fuse_modulation import FuseModulation
@@ -127,7 +128,20 @@ HITS: dict[str, tuple[Pass[Any], nn.Module, tuple[Tensor, ...], dict[str, int], 
         (image(), row()),
         {"conv2d+emb": 2},
         """
-        conv2d(x=%x, w=@parts.a.weight, bias=@parts.a.bias, emb=%y, stride=[1, 1], padding=[1, 1])
+        conv2d(x=%x, w=@parts.a.weight, bias=@parts.a.bias, emb=%y, stride=[1, 1], padding=[1, 1, 1, 1], up=[1, 1])
+        """,
+    ),
+    "borders": (
+        FuseBorders(),
+        Lambda(
+            lambda p, x: p["b"](functional.pad(functional.interpolate(p["a"](x), scale_factor=2.0), (0, 1, 2, 0))),
+            a=conv(),
+            b=nn.Conv2d(4, 2, 3, stride=2, padding=1),
+        ),
+        (image(),),
+        {"conv2d+padding": 1, "conv2d+upsampling": 1},
+        """
+        conv2d(x=%conv2d_2, w=@parts.b.weight, bias=@parts.b.bias, stride=[2, 2], padding=[3, 1, 1, 2], up=[2, 2]) : f64[B, 2, 4, 4]
         """,
     ),
     "activations": (
@@ -144,7 +158,7 @@ HITS: dict[str, tuple[Pass[Any], nn.Module, tuple[Tensor, ...], dict[str, int], 
         (image(),),
         {"conv2d+silu": 1, "group_norm+relu": 1, "linear+gelu_tanh": 1},
         """
-        %conv2d = conv2d(x=%x, w=@parts.c.weight, bias=@parts.c.bias, stride=[1, 1], padding=[1, 1], act=silu) : f64[B, 4, 3, 3]
+        %conv2d = conv2d(x=%x, w=@parts.c.weight, bias=@parts.c.bias, stride=[1, 1], padding=[1, 1, 1, 1], up=[1, 1], act=silu) : f64[B, 4, 3, 3]
         %group_norm = group_norm(x=%conv2d, weight=@parts.n.weight, bias=@parts.n.bias, groups=2, eps=1e-05, act=relu) : f64[B, 4, 3, 3]
         %linear = linear(x=%transpose, w=@parts.l.weight, bias=@parts.l.bias, act=gelu_tanh) : f64[B, 9, 6]
         """,
@@ -169,8 +183,8 @@ HITS: dict[str, tuple[Pass[Any], nn.Module, tuple[Tensor, ...], dict[str, int], 
         (image(),),
         {"conv2d+residual": 2},
         """
-        conv2d(x=%x, w=@parts.a.weight, bias=@parts.a.bias, residual=%conv2d_3, stride=[1, 1], padding=[1, 1])
-        conv2d(x=%pointwise_1, w=@parts.b.weight, bias=@parts.b.bias, residual=%x, stride=[1, 1], padding=[0, 0])
+        conv2d(x=%x, w=@parts.a.weight, bias=@parts.a.bias, residual=%conv2d_3, stride=[1, 1], padding=[1, 1, 1, 1], up=[1, 1])
+        conv2d(x=%pointwise_1, w=@parts.b.weight, bias=@parts.b.bias, residual=%x, stride=[1, 1], padding=[0, 0, 0, 0], up=[1, 1])
         """,
     ),
     "residual of a gated linear and of a convolution over one dimension": (
@@ -201,7 +215,7 @@ HITS: dict[str, tuple[Pass[Any], nn.Module, tuple[Tensor, ...], dict[str, int], 
         (image(),),
         {"call": 2},
         """
-        %conv2d_3 = conv2d(x=%pointwise, w=@parts.b.weight, bias=@parts.b.bias, stride=[1, 1], padding=[1, 1]) : f64[B, 4, 3, 3]
+        %conv2d_3 = conv2d(x=%pointwise, w=@parts.b.weight, bias=@parts.b.bias, stride=[1, 1], padding=[1, 1, 1, 1], up=[1, 1]) : f64[B, 4, 3, 3]
         """,
     ),
 }  # fmt: skip
@@ -251,6 +265,18 @@ MISSES: dict[str, tuple[Pass[Any], nn.Module, tuple[Tensor, ...], str]] = {
         Lambda(lambda p, x: x * torch.sigmoid(x) + torch.sigmoid(x)),
         (image(),),
         "the sigmoid is used by 2 nodes",
+    ),
+    "padding with ones": (
+        FuseBorders(),
+        Lambda(lambda p, x: p["a"](functional.pad(x, (0, 1), value=1.0)), a=conv()),
+        (image(),),
+        "the image is cut, or not padded with zeros only at its borders",
+    ),
+    "padding that is upsampled": (
+        FuseBorders(),
+        Lambda(lambda p, x: p["a"](functional.interpolate(functional.pad(x, (0, 1)), scale_factor=2.0)), a=conv()),
+        (image(),),
+        "the padding is upsampled",
     ),
     "attention with shared scores": (
         FuseAttention(),
