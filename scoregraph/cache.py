@@ -1,6 +1,6 @@
 """Compiled plans kept on disk under readable, content-addressed names, and the reason whenever one is not found.
 
-A key has parts (structure of the graph, device, quantization, compiler, format); its name is
+A key has parts (structure of the graph, times of its steps, device, quantization, compiler, format); its name is
 ``<graph name>-<device>-<digest of the parts>``. Beside each plan lies ``key.json`` with the parts in clear, so that a
 miss can say which part differs from the nearest plan that is there. Plans are written to a temporary folder and
 renamed: a reader never sees half of one.
@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from scoregraph.plan import files
@@ -23,20 +23,33 @@ from scoregraph.plan.schema import VERSION, Plan
 
 @dataclass(frozen=True)
 class Key:
-    """What a plan depends on. Every part is text; two plans with equal parts are the same."""
+    """What a plan depends on. Every part is text; two plans with equal parts are the same.
+
+    ``times`` is ``any`` for a plan that serves every list of steps, else a digest of the list it was made for; beside
+    those of one structure lies its draft (``DRAFT``), from which plans for other lists are made.
+    """
 
     name: str
     structure: str
     device: str
     quant: str
     compiler: str
+    times: str = "any"
     format: str = str(VERSION)
+
+    def at(self, times: str) -> Key:
+        """The key of the same plan for these times."""
+        return replace(self, times=times)
 
     @property
     def entry(self) -> str:
         """The folder's name."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         return f"{files.file_name(self.name)}-{self.device}-{digest[:16]}"
+
+
+DRAFT = "draft"
+"""The ``times`` of a draft."""
 
 
 def root() -> Path:

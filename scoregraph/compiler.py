@@ -26,6 +26,7 @@ from scoregraph.runtime import CompiledPlan
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+    from scoregraph.backends.protocol import Backend
     from scoregraph.models.energies import EnergyNetwork
     from scoregraph.models.network import Network
     from scoregraph.passes.base import Pass
@@ -83,17 +84,14 @@ def compile(
     use_cache = use_cache and fuel.left is None and noise == "philox"
     stages = _Stages(on_stage)
     key = source.fold(stages, fuel).key(device, _quant_text(recipe, calibrate_on))
-    if use_cache and (folder := cache.find(key)):
-        with contextlib.suppress(ScoregraphError):  # a damaged plan is replaced by the one compiled below
-            plan, constants = files.load(folder)
-            texts = files.load_stages(folder)
-            if plan.graph != source.text:
-                plan, constants = source.retable(plan, constants)
-            return CompiledPlan(plan, constants, {**texts, **stages.texts}, threads)
-
-    draft = source.lower(device, stages, fuel, bank=noise == "bank")
+    timed = key.at(source.times())
+    if use_cache and (kept := _kept(source, (key, timed), stages, threads)):
+        return kept
+    kept_draft = _kept_draft(source, key, stages) if use_cache else None
+    lowered = kept_draft or source.lower(device, stages, fuel, bank=noise == "bank")
+    before_planning = tuple(stages.data)
     stages.begin("planning memory")
-    draft = stages.run(_call_passes(), draft, _listing, fuel)
+    draft = stages.run(_call_passes(backend), lowered, _listing, fuel)
     if recipe is not None:
         draft = _quantized(draft, recipe, device, calibrate_on, threads, stages, fuel)
     draft = stages.run(_memory_passes(device), draft, _listing, fuel)
@@ -106,8 +104,45 @@ def compile(
     if use_cache:
         # A cache that is read-only, full or in the way of something else must not keep anyone from running a plan.
         with contextlib.suppress(OSError, ScoregraphError):
-            cache.keep(key, plan, constants, stages.texts)
+            if _serves_other_tables(plan):
+                cache.keep(key, plan, constants, stages.texts)
+            else:
+                cache.keep(timed, plan, constants, stages.texts)
+                if kept_draft is None:
+                    unplanned = lowered.plan.model_copy(update={"stages": before_planning})
+                    cache.keep(key.at(cache.DRAFT), *files.lay_out(unplanned, lowered.arrays), stages.texts)
     return CompiledPlan(plan, constants, stages.texts, threads)
+
+
+def _kept(source: _Source, keys: Sequence[cache.Key], stages: _Stages, threads: int | None) -> CompiledPlan | None:
+    """The plan from the cache, with the tables of this graph; a damaged one is as good as none."""
+    for folder in filter(None, map(cache.find, keys)):
+        with contextlib.suppress(ScoregraphError):
+            plan, constants = files.load(folder)
+            texts = files.load_stages(folder)
+            if plan.graph != source.text:
+                plan, constants = source.retable(plan, constants)
+            return CompiledPlan(plan, constants, {**texts, **stages.texts}, threads)
+    return None
+
+
+def _kept_draft(source: _Source, key: cache.Key, stages: _Stages) -> Draft | None:
+    """The draft of this structure, with the tables of this graph: no network needs to be captured."""
+    from scoregraph.passes.plan.replace_tables import replace_tables
+    from scoregraph.plan.draft import Draft
+
+    folder = cache.find(key.at(cache.DRAFT))
+    if folder is None or source.graph is None:
+        return None
+    with contextlib.suppress(ScoregraphError):
+        plan, data = files.load(folder)
+        texts = files.load_stages(folder)
+        arrays = {each.id: files.read_constant(each, data).reshape(each.shape) for each in plan.constants}
+        plan, arrays = replace_tables(plan, arrays, source.graph)
+        stages.data += [stage for stage in plan.stages if stage.name not in stages.texts]
+        stages.texts |= {stage.name: texts[stage.name] for stage in plan.stages if stage.name in texts}
+        return Draft(plan, arrays)
+    return None
 
 
 def cache_key(target: Target, *, device: str = "cpu", quant: str | Recipe = "none") -> cache.Key:
@@ -230,6 +265,12 @@ class _Source:
         text = structure(self.graph) if self.graph is not None else self.text
         return cache.Key(self.name, cache.digest(text), device, quant, cache.compiler())
 
+    def times(self) -> str:
+        """A digest of when the networks of the graph are called: what tabulated values depend on."""
+        from scoregraph.passes.plan.replace_tables import times
+
+        return cache.digest(times(self.graph)) if self.graph is not None else "none"
+
     def retable(self, plan: Plan, constants: files.Bytes) -> tuple[Plan, bytes]:
         """A plan of the same structure with this graph's tables."""
         from scoregraph.passes.plan.replace_tables import replace_tables
@@ -302,16 +343,33 @@ def _sampling_passes() -> list[Pass[Graph]]:
     return list(SAMPLING_PASSES)
 
 
-def _call_passes() -> list[Pass[Draft]]:
+def _call_passes(backend: Backend) -> list[Pass[Draft]]:
     from scoregraph.passes.plan.pipeline import call_passes
+    from scoregraph.plan.schema import Call
 
-    return call_passes()
+    reads_rows = backend.supports(Call(op="select_row")) is None
+    return call_passes(_evaluate if reads_rows else None)
+
+
+def _evaluate(draft: Draft, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The outputs of a draft in float64, one sample for each row of its inputs."""
+    from scoregraph.backends.reference import Reference
+
+    plan, constants = files.lay_out(draft.plan, draft.arrays)
+    samples = np.zeros(max((len(value) for value in inputs.values()), default=1), np.uint64)
+    return Reference("float64").compile(plan, constants).run(inputs, samples)
 
 
 def _memory_passes(device: str) -> list[Pass[Draft]]:
     from scoregraph.passes.plan.pipeline import memory_passes
 
     return memory_passes(device)
+
+
+def _serves_other_tables(plan: Plan) -> bool:
+    from scoregraph.passes.plan.replace_tables import serves_other_tables
+
+    return serves_other_tables(plan)
 
 
 def _listing(draft: Draft) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from scoregraph.passes.base import Pass
+from scoregraph.passes.plan.batch_rows import BatchRows
+from scoregraph.passes.plan.drop_unread import DropUnread
 from scoregraph.passes.plan.forward_copies import ForwardCopies
 from scoregraph.passes.plan.hoist_invariants import HoistInvariants
+from scoregraph.passes.plan.merge_products import MergeProducts
 from scoregraph.passes.plan.pack_weights import PackWeights
 from scoregraph.passes.plan.plan_memory import PlanMemory
+from scoregraph.passes.plan.split_residuals import SplitResiduals
+from scoregraph.passes.plan.tabulate_time import Evaluator, TabulateTime
 from scoregraph.plan.draft import Draft
 
 LAYOUTS = {"cpu": {"linear.w": "n16", "conv2d.w": "oc8"}}
@@ -14,22 +19,34 @@ LAYOUTS = {"cpu": {"linear.w": "n16", "conv2d.w": "oc8"}}
 
 
 def plan_passes(device: str) -> list[Pass[Draft]]:
-    """The pipeline for a device, without quantization."""
-    return [*call_passes(), *memory_passes(device)]
+    """The pipeline for a device, without quantization and what is evaluated while compiling."""
+    return [*call_passes(None), *memory_passes(device)]
 
 
-def call_passes() -> list[Pass[Draft]]:
-    """What rewrites calls; quantization follows it."""
+def call_passes(evaluate: Evaluator | None) -> list[Pass[Draft]]:
+    """What rewrites calls; quantization follows it.
+
+    ``evaluate`` runs a draft in float64. None leaves out the passes whose plans serve one list of times only.
+    """
     return [
         ForwardCopies(),
-        # Before memory is planned, since a hoisted call's result lives through the loop.
+        # The next five take out of loops what is the same in every step, or known beforehand for all of them.
+        SplitResiduals(),
+        # Before the calls it merges are scattered over what is tabulated, hoisted and batched.
+        MergeProducts(),
+        *([TabulateTime(evaluate)] if evaluate is not None else []),
         HoistInvariants(),
+        # Behind the hoisting: what it reads of the input is ready before the loop.
+        *([BatchRows()] if evaluate is not None else []),
+        DropUnread(),
     ]
 
 
 def memory_passes(device: str) -> list[Pass[Draft]]:
     """What lays constants and buffers out."""
     return [
+        # Quantization leaves the weights in float32 behind.
+        DropUnread(),
         PackWeights(LAYOUTS.get(device, {})),
         # Last: nothing that changes when a buffer is live may follow.
         PlanMemory(),

@@ -19,9 +19,10 @@ def replace_tables(plan: Plan, arrays: Mapping[int, np.ndarray], graph: Graph) -
     Args:
         plan: compiled from a graph of the same structure (``passes.sampling.structure``).
         arrays: the plan's constants by id, packed.
-        graph: folded; its loops have the names of the plan's tables.
+        graph: folded; its loops have the names of the plan's tables, and their times unless the plan serves others.
     """
     constants, made = list(plan.constants), dict(arrays)
+    read = {ref for segment in plan.segments for call in segment.calls for ref in call.ins.values()}
     steps = {name: step for node in graph.nodes if isinstance(node, n.Loop) for name, step in _steps(node)}
     scales = {
         start.site: step.table.init_scale
@@ -35,9 +36,9 @@ def replace_tables(plan: Plan, arrays: Mapping[int, np.ndarray], graph: Graph) -
         if table.name not in steps:  # the stages of an adaptive method, which depend on the structure only
             tables.append(table)
             continue
-        number = len(constants)
         columns, values = _with_groups(table, arrays, steps[table.name])
-        constants.append(Constant(id=number, name=f"table.{table.name}", shape=values.shape))
+        number = len(constants) if f"c{table.constant}" in read else table.constant
+        constants[number : number + 1] = [Constant(id=number, name=f"table.{table.name}", shape=values.shape)]
         made[number] = values
         tables.append(table.model_copy(update={"rows": len(values), "columns": columns, "constant": number}))
 
@@ -47,7 +48,6 @@ def replace_tables(plan: Plan, arrays: Mapping[int, np.ndarray], graph: Graph) -
         return call.model_copy(update={"attrs": {**call.attrs, "scale": scales[call.attrs["site"]]}})
 
     segments = tuple(s.model_copy(update={"calls": tuple(map(rescaled, s.calls))}) for s in plan.segments)
-    # The old tables stay as constants that nothing reads: numbering is by position, and they are small.
     update = {"constants": tuple(constants), "tables": tuple(tables), "segments": segments}
     return plan.model_copy(update=update), made
 
@@ -64,6 +64,28 @@ def _with_groups(table: Table, arrays: Mapping[int, np.ndarray], new: StepTable)
     told = np.abs(values[:, new.column("t"), None] - old[None, :, table.columns.index("t")])
     groups = old[told.argmin(axis=1), table.columns.index(GROUP_COLUMN)]
     return (*new.columns, GROUP_COLUMN), np.concatenate([values, groups[:, None]], axis=1)
+
+
+def serves_other_tables(plan: Plan) -> bool:
+    """Whether a plan holds nothing that was computed for the rows of its tables (``tabulate-time``, ``batch-rows``)."""
+    calls = [call for segment in plan.segments for call in segment.calls]
+    return not any(call.op == "select_row" and "column" not in call.attrs for call in calls)
+
+
+def times(graph: Graph) -> str:
+    """What tabulated values depend on in the tables of a graph: the number of rows and the times in them."""
+    lines: list[str] = []
+    for node in graph.nodes:
+        for name, table in _steps(node) if isinstance(node, n.Loop) else ():
+            values = table.float32()
+            columns = [i for i, column in enumerate(table.columns) if is_time(column)]
+            lines.append(f"{name} {values.shape[0]} {values[:, columns].tobytes().hex()}")
+    return "\n".join(lines)
+
+
+def is_time(column: str) -> bool:
+    """Whether a table's column holds times as a network is told them."""
+    return column == "t" or column.startswith("t.")
 
 
 def _steps(loop: n.Loop) -> Iterator[tuple[str, StepTable]]:

@@ -9,7 +9,7 @@ values serves any list of times (``replace-tables``), one with them serves its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from scoregraph.passes.base import Fuel, Miss, PassResult
 from scoregraph.passes.plan.dependence import PRODUCTS, Depends, dependence, makers, needed_for
 from scoregraph.passes.plan.drop_unread import DropUnread
 from scoregraph.passes.plan.liveness import owner_of, reads, writes
+from scoregraph.passes.plan.replace_tables import is_time
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter, Value
 from scoregraph.plan.schema import Call, InputSpec, OutputSpec, Plan, Segment
@@ -76,7 +77,7 @@ def _choose(draft: Draft, turn: int, left: int) -> tuple[list[int], list[Miss]]:
             continue
         calls = [segment.calls[at] for at in sorted(needed_for(plan, segment, made, number))]
         per_row = _unit(plan, number)
-        if per_row is None or not any(call.op in PRODUCTS for call in calls):
+        if per_row is None or not any(call.op in PRODUCTS for call in calls) or not _of_times(plan, calls):
             continue
         nbytes = 4 * per_row * _rows(plan, segment)
         if nbytes > left:
@@ -85,6 +86,12 @@ def _choose(draft: Draft, turn: int, left: int) -> tuple[list[int], list[Miss]]:
         left -= nbytes
         chosen.append(number)
     return chosen, misses
+
+
+def _of_times(plan: Plan, calls: Sequence[Call]) -> bool:
+    """Whether the columns that these calls read hold times: the digest of what a plan was made for covers no others."""
+    read = [(int(call.attrs["table"]), int(call.attrs["column"])) for call in calls if call.op == "step_time"]
+    return all(is_time(plan.tables[table].columns[column]) for table, column in read)
 
 
 def _rows(plan: Plan, segment: Segment) -> int:
