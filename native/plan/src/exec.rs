@@ -15,6 +15,7 @@ use crate::operand::Operand;
 use crate::ops::{self, Frame, Kernel, Target};
 use crate::places::Places;
 use crate::pool::{Pool, thread_count};
+use crate::products;
 use crate::schema::{self, Call, DType, Dim, PlanFile, Ref, Segment};
 use crate::turns::Turns;
 
@@ -47,11 +48,17 @@ impl Constants {
         unsafe { Constants::from_raw(ptr, len, Box::new(words)) }
     }
 
+    fn bytes(&self) -> &[u8] {
+        if self.len == 0 {
+            return &[];
+        }
+        // SAFETY: readable for as long as the owner lives, which is as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+    }
+
     /// A copy of `count` floats from `byte` on.
     fn floats(&self, byte: usize, count: usize) -> Vec<f32> {
-        // SAFETY: readable for as long as the owner lives, which is as long as `self`.
-        let bytes = unsafe { std::slice::from_raw_parts(self.ptr, self.len) };
-        let words = bytes[byte..byte + 4 * count].chunks_exact(4);
+        let words = self.bytes()[byte..byte + 4 * count].chunks_exact(4);
         words.map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
     }
 }
@@ -195,6 +202,7 @@ impl Program {
         }
         let plan = schema::read(json)?;
         let places = Places::new(&plan, constants.len)?;
+        products::check(&plan, constants.bytes())?;
         check_names(&plan)?;
         check_bank(&plan)?;
         let turns = plan.segments.iter().map(|segment| {
