@@ -79,27 +79,24 @@ unsafe fn multiply_tile<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS
         while start == 0 || start < k {
             let end = k.min(start.saturating_add(product.chain()));
             let accumulate = accumulate || start > 0;
-            let mut sums: [[P::Sum; VECTORS]; ROWS] = std::array::from_fn(
-                #[inline(always)]
-                |row| {
-                    std::array::from_fn(
-                        #[inline(always)]
-                        |v| product.begin(s, c.ptr.add(row * c.stride + v * S::LANES), accumulate),
-                    )
-                },
-            );
+            let mut sums = [[product.begin(s, c.ptr, false); VECTORS]; ROWS];
+            if accumulate {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = product.begin(s, c.ptr.add(row * c.stride + v * S::LANES), true);
+                    }
+                }
+            }
             let whole = end - (end - start) % P::STEP;
             let mut step = start;
             while step < whole {
-                let columns: [[P::Word; 2]; VECTORS] = std::array::from_fn(
-                    #[inline(always)]
-                    |v| {
-                        let column = panels[v].add(step * PANEL);
-                        let second =
-                            if P::STEP == 2 { product.load(s, column.add(PANEL)) } else { product.zero(s) };
-                        [product.load(s, column), second]
-                    },
-                );
+                let mut columns = [[product.zero(s); 2]; VECTORS];
+                for (columns, panel) in columns.iter_mut().zip(panels) {
+                    columns[0] = product.load(s, panel.add(step * PANEL));
+                    if P::STEP == 2 {
+                        columns[1] = product.load(s, panel.add((step + 1) * PANEL));
+                    }
+                }
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let x = rows[row].add(4 * step);
                     let second = if P::STEP == 2 { product.splat(s, x.add(4)) } else { product.zero(s) };

@@ -18,10 +18,10 @@ use crate::rows::{RowStarts, for_row_ranges};
 
 /// Floats of scratch for x \[m, k\]; `ready` if it is bf16 in evenly spaced rows already.
 pub(super) fn scratch(isa: Isa, (m, k): (usize, usize), ready: bool) -> usize {
-    match pairs_are_faster(isa) {
-        true if ready => 0,
-        true => (m * k).div_ceil(2),
-        false => m * k,
+    match Form::of(isa) {
+        Form::Pairs if ready => 0,
+        Form::Pairs => (m * k).div_ceil(2),
+        Form::Expanded => m * k,
     }
 }
 
@@ -29,31 +29,45 @@ pub(super) fn scratch(isa: Isa, (m, k): (usize, usize), ready: bool) -> usize {
 pub(super) fn run(
     ctx: &Context,
     epilogue: &Epilogue,
+    sizes: (usize, usize, usize),
+    x: Input,
+    packed: &[u16],
+    scratch: &mut [f32],
+) {
+    run_as(Form::of(ctx.isa), ctx, epilogue, sizes, x, packed, scratch);
+}
+
+fn run_as(
+    form: Form,
+    ctx: &Context,
+    epilogue: &Epilogue,
     (m, n, k): (usize, usize, usize),
     x: Input,
     packed: &[u16],
     scratch: &mut [f32],
 ) {
-    let pairs = pairs_are_faster(ctx.isa);
     let weights = packed.as_ptr().cast();
-    let x: Rows<*const u8> = match x {
-        Input::Bf16(x) if pairs => {
+    let x: Rows<*const u8> = match (form, x) {
+        (Form::Pairs, Input::Bf16(x)) => {
             let (x, _) = even_rows(ctx, x, scratch);
             Rows { ptr: x.ptr.cast(), stride: 2 * x.stride }
         }
         _ => {
-            let to = if pairs { Form::Pairs } else { Form::Expanded };
-            prepare(ctx, x, (m, k), to, scratch);
-            let size = if pairs { 2 } else { 4 };
-            Rows { ptr: scratch.as_ptr().cast(), stride: size * k }
+            prepare(ctx, x, (m, k), form, scratch);
+            Rows { ptr: scratch.as_ptr().cast(), stride: form.bytes() * k }
         }
     };
-    let storage = if pairs { Storage::Words } else { Storage::Bf16 };
-    let words = if pairs { k / 2 } else { k };
+    let (storage, words) = match form {
+        Form::Pairs => (Storage::Words, k / 2),
+        Form::Expanded => (Storage::Bf16, k),
+    };
     let job = Job { epilogue, k: words, x, packed: Panels::stored(weights, words, storage, std::ptr::null_mut()) };
     for_parts(ctx, (m, n), |part| {
         let tile = Tile { job: &job, part };
-        if pairs { ctx.isa.dispatch_bf16(tile) } else { ctx.isa.dispatch(tile) }
+        match form {
+            Form::Pairs => ctx.isa.dispatch_bf16(tile),
+            Form::Expanded => ctx.isa.dispatch(tile),
+        }
     });
 }
 
@@ -94,13 +108,28 @@ impl Bf16Kernel for Tile<'_> {
     }
 }
 
-/// What x is made.
-#[derive(Clone, Copy, PartialEq)]
+/// What a word of the product is.
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
-    /// bf16, in order.
+    /// A pair of bf16, for the processor's instruction.
     Pairs,
-    /// float32 of the bf16, of each pair the odd one first.
+    /// A float32; of each pair the odd one comes first.
     Expanded,
+}
+
+impl Form {
+    /// The faster one. The results are the same.
+    fn of(isa: Isa) -> Form {
+        if pairs_are_faster(isa) { Form::Pairs } else { Form::Expanded }
+    }
+
+    /// What an element of x takes.
+    fn bytes(self) -> usize {
+        match self {
+            Form::Pairs => 2,
+            Form::Expanded => 4,
+        }
+    }
 }
 
 /// Writes x \[m, k\] to the scratch, rounded.
@@ -173,7 +202,7 @@ impl Kernel for Prepare<'_> {
     }
 }
 
-/// Whether the processor's products of bf16 pairs are faster than float32 ones, measured once. The results are the same.
+/// Whether the processor's products of bf16 pairs are faster than float32 ones, measured once.
 ///
 /// Zen 4 issues as many of them as float32 multiply-adds, with twice the work in each; the first Xeons to have them run
 /// them at a quarter of that.
@@ -230,5 +259,43 @@ impl Bf16Kernel for Chain {
             }
         }
         sums.into_iter().fold(0.0, |total, sum| total + s.reduce_add(sum))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linear::{Linear, Output, Weights};
+    use crate::{Act, Serial, View, ViewMut};
+
+    /// Numbers of all signs and of exponents near 1, and some 0 and subnormal ones.
+    fn halves(n: usize, seed: u32) -> Vec<u16> {
+        let random = |i: usize| (i as u32 + seed).wrapping_mul(2_654_435_761).rotate_left(13).wrapping_mul(0x9E37_79B9);
+        (0..n).map(|i| if i % 53 == 7 { 0x8003 } else { (random(i) >> 16) as u16 & 0x80FF | 0x3F00 }).collect()
+    }
+
+    #[test]
+    fn pairs_and_expanded_pairs_are_the_same_bits() {
+        let isa = Isa::best();
+        if !isa.has_bf16_dots() {
+            return;
+        }
+        let ctx = Context { isa, pool: &Serial };
+        for (m, k, n) in [(1usize, 2usize, 1usize), (9, 38, 17), (80, 300, 130)] {
+            let (x, packed) = (halves(m * k, 1), halves(n.div_ceil(PANEL) * PANEL * k, 2));
+            let wide: Vec<f32> = x.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect();
+            let inputs =
+                [Input::Bf16(View::dense(&x, &[m, k]).unwrap()), Input::F32(View::dense(&wide, &[m, k]).unwrap())];
+            let mut results = Vec::new();
+            for (form, x) in [Form::Pairs, Form::Expanded].into_iter().flat_map(|form| inputs.map(|x| (form, x))) {
+                let weights = Weights::Bf16(&packed);
+                let op = Linear { cols: n, x, weights, bias: None, act: Act::None, gate: None, residual: None };
+                let (mut y, mut scratch) = (vec![f32::NAN; m * n], vec![f32::NAN; m * k]);
+                let epilogue = Epilogue::new(&op, m, Output::F32(ViewMut::dense(&mut y, &[m, n]).unwrap()));
+                run_as(form, &ctx, &epilogue, (m, n, k), x, &packed, &mut scratch);
+                results.push(y.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+            }
+            assert!(results.iter().all(|result| *result == results[0]), "{m}x{k}x{n}");
+        }
     }
 }

@@ -43,7 +43,12 @@ enum Target<'a> {
     F32(*mut f32),
     Bf16(*mut u16),
     /// Bytes, and the rows of their grid, each serving `share` rows of y.
-    Bytes { q: *mut u8, grid: &'a [f32], share: usize, top: u8 },
+    Bytes {
+        q: *mut u8,
+        grid: &'a [f32],
+        share: usize,
+        top: u8,
+    },
 }
 
 // SAFETY: the pointers are those of views and slices borrowed for the call; parts write different elements of y.

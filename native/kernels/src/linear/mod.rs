@@ -175,7 +175,10 @@ pub fn linear(ctx: &Context, op: &Linear, y: Output, scratch: &mut [f32]) {
             float::run(ctx, &epilogue, (m, n, k), x, pack_weights(ctx, plain, (n, k), scratch));
         }
         (Weights::Bf16(packed), Input::F32(_) | Input::Bf16(_)) => {
-            assert!(k.is_multiple_of(2) && packed.len() == panels * PANEL * k, "weights are [ceil(N / 16)][K / 2][16][2]");
+            assert!(
+                k.is_multiple_of(2) && packed.len() == panels * PANEL * k,
+                "weights are [ceil(N / 16)][K / 2][16][2]"
+            );
             bf16::run(ctx, &epilogue, (m, n, k), op.x, packed, scratch);
         }
         (Weights::Integers(weights), Input::Bytes { q, grid }) => {
