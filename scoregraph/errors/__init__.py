@@ -72,6 +72,7 @@ from scoregraph.errors.compiling import (
     UncoveredOperator,
 )
 from scoregraph.errors.networks import (
+    BadOnnx,
     CaptureFailed,
     CaptureMismatch,
     DataDependentFlow,
@@ -79,8 +80,10 @@ from scoregraph.errors.networks import (
     MissingPackage,
     MixedSamples,
     NarrowBatch,
+    OnnxMismatch,
     UnclearRole,
     UnknownNetwork,
+    UnsupportedOnnx,
     WrongAnswer,
     WrongEnergy,
     WrongExample,
@@ -121,6 +124,7 @@ from scoregraph.errors.sampling import (
 __all__ = [
     "BadInput",
     "BadMachineSetting",
+    "BadOnnx",
     "BadOption",
     "BadRecipe",
     "BadSetting",
@@ -173,6 +177,7 @@ __all__ = [
     "NotANetwork",
     "NotEnoughMemory",
     "NothingToQuantize",
+    "OnnxMismatch",
     "OptionOutOfRange",
     "PlanCorrupt",
     "PlanMissing",
@@ -191,6 +196,7 @@ __all__ = [
     "UnknownName",
     "UnknownNetwork",
     "UnstatedGuidanceScale",
+    "UnsupportedOnnx",
     "UntypedInput",
     "UnusedValue",
     "ValueOutsideLoop",

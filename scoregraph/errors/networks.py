@@ -161,3 +161,41 @@ class WrongEnergy(ScoregraphError):
     title = "energy is not one number per sample"
     message = "{name} answers {answer} to {batch} samples"
     cure = "answer a tensor [{batch}], for example loss.flatten(1).sum(1)"
+
+
+class BadOnnx(ScoregraphError):
+    """An ONNX file cannot be read as a network: it is damaged, its opset is older than 13 or newer than what is known,
+    a size is open that is not the batch, or a node fails on the shapes that reach it. The last one is most often a
+    batch that the export has fixed; name it instead::
+
+        batch = torch.export.Dim("batch")
+        torch.onnx.export(net, args, "net.onnx", dynamo=True, dynamic_shapes=({0: batch}, {0: batch}))
+    """
+
+    code = "SG321"
+    title = "unusable ONNX file"
+    message = "{name} cannot be imported: {problem}"
+    cure = "{help}"
+
+
+class UnsupportedOnnx(ScoregraphError):
+    """A node of an ONNX graph has an operator, or a form of one, that the importer does not know. Graphs inside nodes
+    (``If``, ``Loop``, ``Scan``), operators whose shapes depend on values (``NonZero``), random numbers, quantized
+    operators and those of runtimes (``com.microsoft.…``) have no tensor program. A file that a runtime has optimized
+    holds some that the file of the exporter does not."""
+
+    code = "SG322"
+    title = "operator of ONNX not covered"
+    message = "{name}: the operator {operator} of node {node!r} is not covered{reason}; its inputs are {shapes}"
+    cure = "export without it: opset 17 to 21, dynamo=True, not optimized by a runtime"
+
+
+class OnnxMismatch(ScoregraphError):
+    """An imported graph does not compute what the file says. Every import is compared in float64 with the graph as it
+    is written, and in float32 with ONNX Runtime where that is installed. A bug of the importer, or example inputs on
+    which the network is not finite: ``examples={"input": …}`` gives better ones."""
+
+    code = "SG323"
+    title = "imported graph differs"
+    message = "{name}: output {output!r} is off from {whose} by {error} (at most {tolerance})"
+    cure = "give examples={{…}} that the network was made for; if it persists, it is a bug"

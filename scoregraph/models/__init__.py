@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scoregraph.models.energies import EnergyNetwork, energy
     from scoregraph.models.functions import Function, function
     from scoregraph.models.network import Network
+    from scoregraph.models.onnx import from_onnx, onnx_module
     from scoregraph.models.perturb import without_layers
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "energy",
     "find",
     "from_module",
+    "from_onnx",
     "function",
     "load",
     "names",
+    "onnx_module",
     "without_layers",
 ]
 
@@ -38,7 +41,9 @@ _LAZY = {
     "TensorProgram": "capture",
     "energy": "energies",
     "from_module": "adapter",
+    "from_onnx": "onnx",
     "function": "functions",
+    "onnx_module": "onnx",
     "without_layers": "perturb",
 }
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
+_OPERATORS = str(Path(__file__).parent / "onnx")
+"""The operators of imported graphs: the line to name is the node's, which calls them."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def source_line(node: Any) -> str | None:
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
     for number, line in reversed(list(enumerate(lines))):
         found = re.match(r'File "(.+)", line (\d+)', line)
-        if found and not found[1].startswith(_TORCH):
+        if found and not found[1].startswith((_TORCH, _OPERATORS)):
             source = lines[number + 1] if number + 1 < len(lines) else ""
             return f"{Path(found[1]).name}:{found[2]} `{source}`"
     return None

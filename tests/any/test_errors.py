@@ -223,6 +223,23 @@ def other_weights() -> None:
     terrain.load_weights(ADMUNet(ADMConfig(1, 1, 32, (1, 1), 1, (1,), 32, 1)), file)
 
 
+def one_node(operator: str):
+    parser = pytest.importorskip("onnx.parser")
+    head = 'ir_version: 10, opset_import: ["" : 18]'
+    return parser.parse_model(f"<{head}> one (float[B, 4, 4] x) => (float[B, 4, 4] y) {{ y = {operator}(x) }}")
+
+
+def other_numbers() -> None:
+    """An importer whose sine is a cosine."""
+    from scoregraph.models.onnx import elementwise
+    from scoregraph.models.onnx.graph import OPERATORS
+
+    pytest.importorskip("onnxruntime")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPERATORS, "Sin", elementwise.Cos)
+        models.onnx_module(one_node("Sin"))
+
+
 def uncovered_operator() -> None:
     network = models.from_module(Running(), EXAMPLES, prediction="eps")
     sg.compile(network, device="reference", use_cache=False)
@@ -406,6 +423,9 @@ MISTAKES: dict[str, Callable] = {
     "SG311": lambda: models.from_module(Denoiser(out=3), EXAMPLES, prediction="eps"),
     "SG312": lambda: models.energy(Running(), (torch.randn(2, 4), torch.rand(2)), time="flow"),
     "SG320": unknown_weights,
+    "SG321": lambda folder: models.onnx_module(folder / "none.onnx"),
+    "SG322": lambda: models.onnx_module(one_node("Det")),
+    "SG323": other_numbers,
     "SG401": uncovered_operator,
     "SG402": uncovered_node,
     "SG403": uncovered_call,
