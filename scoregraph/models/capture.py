@@ -1,7 +1,8 @@
 """Capture: a torch module becomes a tensor program, an ``fx.GraphModule`` over ATen operators with a symbolic batch.
 
 The module is exported in float64, so that what was captured can be compared with what was given to ten digits, and
-is turned to float32 only after that proof. ``capture`` refuses what ``torch.export`` narrows or specialises in silence:
+is turned to float32 only after that proof (a module of ``LARGE`` size is taken as it is, in float32). ``capture`` refuses
+what ``torch.export`` narrows or specialises in silence:
 
 * the batch. Every condition on the batch size that tracing met is tried on small sizes and on those around the numbers
   it names, up to ``LARGEST_BATCH``; a size that takes another branch is traced too, and must give the same program.
@@ -43,12 +44,17 @@ from scoregraph.errors import (
     WrongExample,
 )
 from scoregraph.models import cleanup, trace_errors
+from scoregraph.models.functional import functionalized
 
 LARGEST_BATCH = 4096
 TRACED_BATCH = 3
 PROVED_BATCHES = (1, 2)
 TOLERANCE = 1e-10
 """The largest error allowed between module and program in float64, relative to the largest magnitude of the output."""
+LARGE = 200_000_000
+"""From so many parameters on, a module is traced and proved in float32: its copy in float64 would not fit beside it."""
+LARGE_TOLERANCE = 1e-4
+"""The largest error allowed then: two orders of additions of a deep network in float32."""
 
 _VARIANTS = 8
 
@@ -66,7 +72,9 @@ class CaptureReport:
     conditions: tuple[str, ...]
     """The conditions on the batch size that the module's code holds, with their source lines."""
     proved: dict[int, float]
-    """The relative error in float64 between module and program, by batch size."""
+    """The relative error between module and program, by batch size."""
+    precision: str
+    """The arithmetic in which it was measured: float64, or float32 for a large module."""
     operators: dict[str, int]
     dropped: dict[str, int]
     """Nodes without effect that were taken out, by operator."""
@@ -80,7 +88,8 @@ class CaptureReport:
             f"{self.seconds:.1f} s",
             f"  batch {self.batch[0]} to {high}, traced at {', '.join(map(str, self.traced))}",
             *(f"  asks for its batch size: {condition}" for condition in self.conditions),
-            "  error in float64: " + ", ".join(f"{error:.1e} at batch {n}" for n, error in self.proved.items()),
+            f"  error in {self.precision}: "
+            + ", ".join(f"{error:.1e} at batch {n}" for n, error in self.proved.items()),
             f"  {sum(self.dropped.values())} nodes without effect dropped, {self.folded} constants folded",
         ]
         return "\n".join(lines)
@@ -142,20 +151,27 @@ def capture(
     """
     start = time.perf_counter()
     _check_examples(example_inputs, name)
-    twin = _double_twin(module)
+    large = sum(parameter.numel() for parameter in module.parameters()) >= LARGE
+    dtype, tolerance = (torch.float32, LARGE_TOLERANCE) if large else (torch.float64, TOLERANCE)
+    twin = module.eval() if large else _double_twin(module)
+    originals = dict(zip(map(Tensor.data_ptr, twin.parameters()), module.parameters(), strict=True))
     compared = _first if trace is None else _all
-    answers = _answers(twin, example_inputs, prove_at, name, compared)
+
+    def examples_of(batch: int) -> list[Tensor]:
+        return [batched(value, batch, dtype) for value in example_inputs]
+
+    answers = _answers(twin, examples_of, prove_at, name, compared, tolerance)
     if trace is None:
         trace = exported
         if not all(isinstance(answer, Tensor) for answer in answers.values()):
             twin = _FirstTensor(twin)
-    examples = [batched(value, TRACED_BATCH) for value in example_inputs]
-    first = trace(twin, examples, name)
-    variants = [first, *_other_variants(trace, twin, example_inputs, first, name)]
+    first = trace(twin, examples_of(TRACED_BATCH), name)
+    variants = [first, *_other_variants(trace, twin, examples_of, first, name)]
     graph = first.module
     folded = cleanup.fold_constants(graph)
-    proved = _prove(graph, example_inputs, answers, name, compared)
-    cleanup.to_single_precision(graph)
+    proved = _prove(graph, examples_of, answers, name, compared, tolerance)
+    del twin, answers
+    cleanup.to_single_precision(graph, originals)
 
     operators = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
     report = CaptureReport(
@@ -165,6 +181,7 @@ def capture(
         traced=tuple(variant.batch for variant in variants),
         conditions=tuple(dict.fromkeys(str(guard) for variant in variants for guard in variant.guards)),
         proved=proved,
+        precision="float32" if large else "float64",
         operators=dict(operators.most_common()),
         dropped=dict(first.dropped),
         folded=folded,
@@ -181,7 +198,7 @@ def exported(module: nn.Module, examples: Sequence[Tensor], name: str) -> Trace:
     except Exception as error:
         raise explained(error, module, examples, name) from None
     with quiet(), torch.no_grad():
-        functional = program.run_decompositions({})
+        functional = functionalized(program)
         written = functional.graph_signature.buffers_to_mutate
         if written:
             raise ImpureModule(name=name, problem=f"writes its buffer {next(iter(written.values()))!r}", where=None)
@@ -210,9 +227,7 @@ def _export(module: nn.Module, examples: Sequence[Tensor], shapes: Any) -> torch
         return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
 
 
-def _other_variants(
-    trace: Tracer, module: nn.Module, examples: Sequence[Tensor], first: Trace, name: str
-) -> list[Trace]:
+def _other_variants(trace: Tracer, module: nn.Module, examples_of: Examples, first: Trace, name: str) -> list[Trace]:
     """Trace the batch sizes up to ``LARGEST_BATCH`` that take another branch; each must give the first program.
 
     Raises ``NarrowBatch``.
@@ -227,21 +242,26 @@ def _other_variants(
         broken = next(guard for guard in first.guards if not guard.holds(uncovered))
         if len(variants) == _VARIANTS:
             raise NarrowBatch(name=name, condition=broken.text, batch=uncovered, where=broken.place)
-        other = trace(module, [batched(value, uncovered) for value in examples], name)
+        other = trace(module, examples_of(uncovered), name)
         if cleanup.signature(other.module) != expected or not other.covers(uncovered):
             raise NarrowBatch(name=name, condition=broken.text, batch=uncovered, where=broken.place)
         variants.append(other)
 
 
 def _answers(
-    twin: nn.Module, examples: Sequence[Tensor], batches: Sequence[int], name: str, compared: Compared
+    twin: nn.Module,
+    examples_of: Examples,
+    batches: Sequence[int],
+    name: str,
+    compared: Compared,
+    tolerance: float,
 ) -> dict[int, object]:
     """What the module itself answers to the first ``n`` of the same samples, by n, largest first.
 
     Raises ``CaptureFailed`` where the module does not run, ``MixedSamples`` where a sample's neighbours matter.
     """
     sizes = sorted(batches, reverse=True)
-    widest = [batched(value, sizes[0]) for value in examples]
+    widest = examples_of(sizes[0])
     answers: dict[int, object] = {}
     try:
         with torch.no_grad(), quiet():
@@ -252,23 +272,28 @@ def _answers(
     together = compared(answers[sizes[0]])
     for batch, answer in answers.items():
         apart = _error(compared(answer), [value[:batch] for value in together])
-        if not apart <= TOLERANCE:
+        if not apart <= tolerance:
             raise MixedSamples(name=name, batch=batch, error=f"{apart:.1e}")
     return answers
 
 
 def _prove(
-    graph: fx.GraphModule, examples: Sequence[Tensor], answers: dict[int, object], name: str, compared: Compared
+    graph: fx.GraphModule,
+    examples_of: Examples,
+    answers: dict[int, object],
+    name: str,
+    compared: Compared,
+    tolerance: float,
 ) -> dict[int, float]:
     """The relative error of the program to the module's ``answers``, by batch. Raises ``CaptureMismatch``."""
-    widest = [batched(value, max(answers)) for value in examples]
+    widest = examples_of(max(answers))
     errors: dict[int, float] = {}
     for batch, answer in sorted(answers.items()):
         with torch.no_grad(), quiet():
             got = graph(*(value[:batch] for value in widest))
         errors[batch] = _error(compared(got), compared(answer))
-        if not errors[batch] <= TOLERANCE:
-            raise CaptureMismatch(name=name, batch=batch, error=f"{errors[batch]:.1e}", tolerance=f"{TOLERANCE:.0e}")
+        if not errors[batch] <= tolerance:
+            raise CaptureMismatch(name=name, batch=batch, error=f"{errors[batch]:.1e}", tolerance=f"{tolerance:.0e}")
     return errors
 
 
@@ -280,6 +305,8 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
 
 
+Examples = Callable[[int], list[Tensor]]
+"""Example inputs of a batch size."""
 Compared = Callable[[Any], list[Tensor]]
 """The tensors of an answer that are compared."""
 
@@ -298,8 +325,8 @@ def _error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return next((error for error in errors if math.isnan(error)), max(errors))
 
 
-def batched(value: Tensor, batch: int) -> Tensor:
-    """``batch`` rows like those of ``value``, floats in float64: its rows in turn, floats varied by up to 5 %.
+def batched(value: Tensor, batch: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """``batch`` rows like those of ``value``, floats as ``dtype``: its rows in turn, floats varied by up to 5 %.
 
     Rows differ, so a program that mixes up samples shows; bounds such as positive noise levels are kept.
     """
@@ -310,8 +337,8 @@ def batched(value: Tensor, batch: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     chosen = chosen.double()
     if value.ndim > 1 and not chosen.any():
-        return torch.randn(chosen.shape, generator=generator, dtype=torch.float64)
-    return chosen * (1 + 0.05 * torch.rand(chosen.shape, generator=generator, dtype=torch.float64))
+        return torch.randn(chosen.shape, generator=generator, dtype=torch.float64).to(dtype)
+    return (chosen * (1 + 0.05 * torch.rand(chosen.shape, generator=generator, dtype=torch.float64))).to(dtype)
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,14 +37,14 @@ _COPIES = {
 _DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 """Of (x, p, train)."""
 
-_CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default}
+_CASTS = {aten._to_copy.default, aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default}
 
 
 def drop_no_ops(graph: fx.GraphModule) -> Counter[str]:
     """Take out what has no effect, and spell the rest one way; returns how many of each operator went.
 
-    ``view`` and ``_unsafe_view`` become ``reshape`` (a view may have relied on a copy that is gone), a one-operand
-    ``einsum`` becomes ``permute``.
+    ``view``, ``_unsafe_view`` and ``flatten`` become ``reshape`` (a view may have relied on a copy that is gone), a
+    one-operand ``einsum`` becomes ``permute``, ``chunk`` becomes ``split``.
     """
     dropped: Counter[str] = Counter()
     for node in list(graph.graph.nodes):
@@ -61,6 +61,10 @@ def drop_no_ops(graph: fx.GraphModule) -> Counter[str]:
             node.target = aten.reshape.default
         elif node.target is aten.einsum.default and len(node.args[1]) == 1:
             _permute_for_einsum(graph, node)
+        elif node.target in (aten.flatten.using_ints, aten.unflatten.int):
+            _reshape_for_flatten(node)
+        elif node.target is aten.chunk.default:
+            _split_for_chunk(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return dropped
@@ -121,6 +125,22 @@ def _permute_for_einsum(graph: fx.GraphModule, node: Node) -> None:
     node.args = (operand, [source.index(letter) for letter in result])
 
 
+def _reshape_for_flatten(node: Node) -> None:
+    """``flatten`` and ``unflatten`` are ``reshape`` where one size at most is symbolic."""
+    sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+    if sizes.count(-1) <= 1:
+        node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], sizes), {}
+
+
+def _split_for_chunk(node: Node) -> None:
+    """``chunk(x, k, dim)`` is ``split`` into parts of ceil(size / k)."""
+    given: tuple[Any, ...] = (*node.args, 0)
+    operand, chunks, dim = given[:3]
+    size = operand.meta["val"].shape[dim]
+    if isinstance(size, int):
+        node.target, node.args, node.kwargs = aten.split.Tensor, (operand, -(-size // chunks), dim), {}
+
+
 def fold_constants(graph: fx.GraphModule) -> int:
     """Compute what depends on no input (position indices, frequencies) and keep it as a buffer; returns how many.
 
@@ -170,11 +190,16 @@ def attribute(graph: fx.GraphModule, path: str) -> Tensor:
     return owner
 
 
-def to_single_precision(graph: fx.GraphModule) -> None:
+def to_single_precision(graph: fx.GraphModule, originals: Mapping[int, Tensor] | None = None) -> None:
     """All floats float32, in place: parameters, buffers, dtype arguments and ``meta["val"]``.
 
-    A cast between float types is then no operation and goes; a cast from integers stays.
+    A cast between float types is then no operation and goes; a cast from integers stays. ``originals`` are tensors by
+    the address of their float64 copies in the graph: those of float32 are used again, so that weights are not doubled.
     """
+    for parameter in graph.parameters():
+        original = (originals or {}).get(parameter.data_ptr())
+        if original is not None and original.dtype == torch.float32 and original.shape == parameter.shape:
+            parameter.data = original.data
     graph.float()
     for node in list(graph.graph.nodes):
         if "val" in node.meta:
