@@ -1,8 +1,8 @@
 """Capture: a torch module becomes a tensor program, an ``fx.GraphModule`` over ATen operators with a symbolic batch.
 
 The module is exported in float64, so that what was captured can be compared with what was given to ten digits, and
-is turned to float32 only after that proof (a module of ``LARGE`` size is taken as it is, in float32). ``capture`` refuses
-what ``torch.export`` narrows or specialises in silence:
+is turned to float32 only after that proof (a module of ``LARGE`` size is taken as it is, in float32). ``capture``
+refuses what ``torch.export`` narrows or specialises in silence:
 
 * the batch. Every condition on the batch size that tracing met is tried on small sizes and on those around the numbers
   it names, up to ``LARGEST_BATCH``; a size that takes another branch is traced too, and must give the same program.
