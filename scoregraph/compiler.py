@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -87,7 +88,9 @@ def compile(
     timed = key.at(source.times())
     if use_cache and (kept := _kept(source, (key, timed), stages, threads)):
         return kept
-    kept_draft = _kept_draft(source, key, stages) if use_cache else None
+    # A draft is in float32, whatever becomes of it.
+    draft_key = replace(key, quant="none").at(cache.DRAFT)
+    kept_draft = _kept_draft(source, draft_key, stages) if use_cache else None
     lowered = kept_draft or source.lower(device, stages, fuel, bank=noise == "bank")
     before_planning = tuple(stages.data)
     stages.begin("planning memory")
@@ -108,9 +111,9 @@ def compile(
                 cache.keep(key, plan, constants, stages.texts)
             else:
                 cache.keep(timed, plan, constants, stages.texts)
-                if kept_draft is None:
-                    unplanned = lowered.plan.model_copy(update={"stages": before_planning})
-                    cache.keep(key.at(cache.DRAFT), *files.lay_out(unplanned, lowered.arrays), stages.texts)
+            if kept_draft is None and (recipe is not None or not _serves_other_tables(plan)):
+                unplanned = lowered.plan.model_copy(update={"stages": before_planning})
+                cache.keep(draft_key, *files.lay_out(unplanned, lowered.arrays), stages.texts)
     return CompiledPlan(plan, constants, stages.texts, threads)
 
 
@@ -131,7 +134,7 @@ def _kept_draft(source: _Source, key: cache.Key, stages: _Stages) -> Draft | Non
     from scoregraph.passes.plan.replace_tables import replace_tables
     from scoregraph.plan.draft import Draft
 
-    folder = cache.find(key.at(cache.DRAFT))
+    folder = cache.find(key)
     if folder is None or source.graph is None:
         return None
     with contextlib.suppress(ScoregraphError):
