@@ -81,7 +81,7 @@ def find(key: Key) -> Path | None:
     return folder if (folder / "plan.json").is_file() else None
 
 
-def keep(key: Key, plan: Plan, constants: bytes, stages: Mapping[str, str]) -> Path:
+def keep(key: Key, plan: Plan, constants: files.Bytes, stages: Mapping[str, str]) -> Path:
     """Store a plan; a cache that cannot be written raises ``OSError``, which callers may ignore."""
     folder = root() / key.entry
     files.save(plan, constants, stages, folder)

@@ -274,7 +274,7 @@ class _Source:
 
         return cache.digest(times(self.graph)) if self.graph is not None else "none"
 
-    def retable(self, plan: Plan, constants: files.Bytes) -> tuple[Plan, bytes]:
+    def retable(self, plan: Plan, constants: files.Bytes) -> tuple[Plan, files.Bytes]:
         """A plan of the same structure with this graph's tables."""
         from scoregraph.passes.plan.replace_tables import replace_tables
 

@@ -34,51 +34,51 @@ def file_name(name: str) -> str:
     return quote(name, safe=" :")
 
 
-def lay_out(plan: Plan, arrays: Mapping[int, np.ndarray]) -> tuple[Plan, bytes]:
-    """The plan with every constant's place filled in, and the bytes of its constants file."""
-    import pyarrow as pa
-
-    cells: list[bytes] = []
-    for constant in plan.constants:
-        raw = store(arrays[constant.id], constant.dtype).tobytes()
-        cells.append(raw + bytes(-len(raw) % ALIGN) if raw else bytes(ALIGN))  # Arrow has no place for nothing
-    columns = {
-        "name": [""] + [c.name for c in plan.constants],
-        "dtype": [""] + [c.dtype for c in plan.constants],
-        "shape": [[]] + [list(c.shape) for c in plan.constants],
-        "layout": [""] + [c.layout for c in plan.constants],
-    }
-    schema = pa.schema(
-        [
-            ("name", pa.string()),
-            ("dtype", pa.string()),
-            ("shape", pa.list_(pa.int64())),
-            ("layout", pa.string()),
-            ("data", pa.large_binary()),
-        ]
-    )
-
-    def file_bytes(pad: int) -> tuple[bytes, int]:
-        """The file with a first row of ``pad`` bytes, and the offset of the first constant in it."""
-        table = pa.table({**columns, "data": [bytes(pad), *cells]}, schema=schema)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_table(table)
-        whole = sink.getvalue()
-        batch = pa.ipc.open_file(whole).get_batch(0)
-        data = batch.column("data").buffers()[2]
-        return whole.to_pybytes(), data.address - whole.address + pad
-
-    _, start = file_bytes(0)
-    whole, start = file_bytes(-start % ALIGN)
-    placed: list[Constant] = []
-    at = start
-    for constant, cell in zip(plan.constants, cells, strict=True):
-        size = nbytes(arrays[constant.id], constant.dtype)
-        placed.append(constant.model_copy(update={"offset": at, "nbytes": size}))
-        at += len(cell)
+def lay_out(plan: Plan, arrays: Mapping[int, np.ndarray]) -> tuple[Plan, memoryview]:
+    """The plan with every constant's place filled in, and its constants file."""
+    raw = [store(arrays[constant.id], constant.dtype) for constant in plan.constants]
+    # Arrow has no place for nothing, so that an empty constant takes some bytes, too.
+    sizes = [max(ALIGN, -(-array.nbytes // ALIGN) * ALIGN) for array in raw]
+    _, start = _arrow_file(plan, np.zeros(ALIGN, np.uint8), [ALIGN, *(0 for _ in sizes)])
+    pad = -start % ALIGN
+    data = np.zeros(pad + sum(sizes), np.uint8)
+    offsets = np.cumsum([0, *sizes[:-1]]).tolist() if sizes else []
+    for array, offset in zip(raw, offsets, strict=True):
+        data[pad + offset : pad + offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+    whole, start = _arrow_file(plan, data, [pad, *sizes])
+    placed = [
+        constant.model_copy(
+            update={"offset": start + pad + offset, "nbytes": nbytes(arrays[constant.id], constant.dtype)}
+        )
+        for constant, offset in zip(plan.constants, offsets, strict=True)
+    ]
     digest = hashlib.sha256(whole).hexdigest()
     return plan.model_copy(update={"constants": tuple(placed), "constants_sha256": digest}), whole
+
+
+def _arrow_file(plan: Plan, data: np.ndarray, sizes: list[int]) -> tuple[memoryview, int]:
+    """The file with a first row of padding before the constants, and where ``data`` begins in it.
+
+    That place depends on everything but the sizes of the rows, ``sizes``.
+    """
+    import pyarrow as pa
+
+    offsets = np.cumsum([0, *sizes], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    columns = {
+        "name": pa.array(["", *(c.name for c in plan.constants)], pa.string()),
+        "dtype": pa.array(["", *(c.dtype for c in plan.constants)], pa.string()),
+        "shape": pa.array([[], *(list(c.shape) for c in plan.constants)], pa.list_(pa.int64())),
+        "layout": pa.array(["", *(c.layout for c in plan.constants)], pa.string()),
+        "data": pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(sizes), buffers),
+    }
+    table = pa.table(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    whole = sink.getvalue()
+    found = pa.ipc.open_file(whole).get_batch(0).column("data").buffers()[2]
+    return memoryview(whole), found.address - whole.address
 
 
 def plan_json(plan: Plan) -> str:
@@ -133,7 +133,7 @@ def parse_plan(text: str, source: str) -> Plan:
         raise PlanCorrupt(problem=f"{place}: {first['msg']}", where=source) from None
 
 
-def save(plan: Plan, constants: bytes, stages: Mapping[str, str], folder: Path) -> None:
+def save(plan: Plan, constants: Bytes, stages: Mapping[str, str], folder: Path) -> None:
     """Write a plan folder; a reader sees all of it or nothing."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
