@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scoregraph.passes.plan.liveness import owner
-from scoregraph.passes.quantize.edit import Edit
 from scoregraph.passes.quantize.sites import Selection, Site
-from scoregraph.plan.dims import Batch, dense_strides, parse_dim, per_unit
-from scoregraph.plan.draft import Draft
+from scoregraph.plan.dims import Batch, per_unit
+from scoregraph.plan.draft import Draft, Drafter, Value
 from scoregraph.plan.schema import Call, OutputSpec, Plan, Segment
 
 GROUP_COLUMN = "grid group"
@@ -119,11 +117,21 @@ def calibration_of(
     )
 
 
+def add_column(drafter: Drafter, table: int, name: str, values: NDArray[Any]) -> int:
+    """A new last column of a table; gives its index."""
+    old = drafter.tables[table]
+    rows = np.concatenate([drafter.arrays[old.constant], values[:, None].astype(np.float32)], axis=1)
+    made = drafter.constant(rows, f"table.{old.name}")
+    update = {"columns": (*old.columns, name), "constant": int(made.storage[1:])}
+    drafter.tables[table] = old.model_copy(update=update)
+    return len(old.columns)
+
+
 class _Observation:
     """One plan in the making."""
 
     def __init__(self, draft: Draft, selection: Selection) -> None:
-        self.edit = Edit(draft)
+        self.drafter = Drafter.reopen(draft)
         self.plan: Plan = draft.plan
         self.sites = selection.sites
         self.outputs: list[OutputSpec] = []
@@ -134,7 +142,8 @@ class _Observation:
         """All segments, and in front of them what fills the records."""
         segments = [self._segment(number, segment) for number, segment in enumerate(self.plan.segments)]
         first = Segment(name="records", calls=tuple(self.before))
-        return self.edit.build([first, *segments], outputs=tuple(self.outputs))
+        update = {"tables": tuple(self.drafter.tables), "outputs": tuple(self.outputs)}
+        return self.drafter.closed(self.plan.model_copy(update=update), [first, *segments])
 
     def _segment(self, number: int, segment: Segment) -> Segment:
         calls: list[Call] = []
@@ -147,49 +156,45 @@ class _Observation:
 
     def _record(self, i: int, site: Site, segment: Segment, reader: Call) -> list[Call]:
         """The calls that note the range of a site."""
+        calls: list[Call] = []
 
-        def call(op: str, ins: dict[str, str], out: str, **attrs: object) -> Call:
-            return Call(op=op, ins=ins, outs={"y": out}, attrs=attrs, site=site.name, variants=reader.variants)
+        def call(op: str, ins: dict[str, Value], out: Value, **attrs: object) -> None:
+            named = {role: self.drafter.ref(value) for role, value in ins.items()}
+            outs = {"y": self.drafter.ref(out)}
+            calls.append(Call(op=op, ins=named, outs=outs, attrs=attrs, site=site.name, variants=reader.variants))
 
-        x, calls = self._flat(site, call)
-        for bound in ("low", "high"):
-            kind = "min" if bound == "low" else "max"
-            seen = self.edit.buffer(f"{bound} of {site.name}", (Batch(),))
-            calls.append(call("reduce", {"x": x}, seen, kind=kind, axes=[1]))
+        x = self.drafter.value(site.ref)
+        if not x.dense():
+            whole = self.drafter.new(x.shape, name=f"all of {site.name}")
+            call("copy", {"x": x}, whole)
+            x = whole
+        width = per_unit(x.shape)
+        x = Value(x.storage, (Batch(), width), (width, 1), x.offset)
+        for bound, kind in (("low", "min"), ("high", "max")):
+            seen = self.drafter.new((Batch(),), name=f"{bound} of {site.name}")
+            call("reduce", {"x": x}, seen, kind=kind, axes=[1])
             if segment.table is not None and segment.repeat is None:
                 kept = self._kept(f"{bound}s of {site.name}", (Batch(), self.plan.tables[segment.table].rows))
                 attrs = {"table": segment.table, "column": self._row_column(segment.table)}
-                calls.append(call("record", {"x": seen}, kept, **attrs))
+                call("record", {"x": seen}, kept, **attrs)
             elif segment.is_loop:
                 kept = self._kept(f"{bound} of all rounds of {site.name}", (Batch(),))
-                wider = self.edit.buffer(f"wider {bound} of {site.name}", (Batch(),))
-                calls.append(call("pointwise", {"x0": kept, "x1": seen}, wider, program=[[kind, 0, 1]]))
-                calls.append(call("copy", {"x": wider}, kept))
+                wider = self.drafter.new((Batch(),), name=f"wider {bound} of {site.name}")
+                call("pointwise", {"x0": kept, "x1": seen}, wider, program=[[kind, 0, 1]])
+                call("copy", {"x": wider}, kept)
             else:
                 kept = seen
-            self.outputs.append(OutputSpec(name=f"{bound}{i}", buffer=int(kept[1:])))
+            self.outputs.append(OutputSpec(name=f"{bound}{i}", buffer=int(kept.storage[1:])))
         return calls
 
-    def _flat(self, site: Site, call: Any) -> tuple[str, list[Call]]:
-        """The site's numbers as [B, numbers of a sample], copied if they are not dense."""
-        buffer = self.edit.buffers[int(site.ref[1:])]
-        shape = tuple(parse_dim(d) for d in buffer.shape)
-        ref, calls = site.ref, list[Call]()
-        if buffer.view is not None and buffer.view.strides != dense_strides(shape):
-            ref = self.edit.buffer(f"all of {site.name}", shape)
-            calls.append(call("copy", {"x": site.ref}, ref))
-        assert owner(self.plan, site.ref) is not None, "a site is a buffer"
-        width = per_unit(shape)
-        return self.edit.view(ref, (Batch(), width), (width, 1)), calls
-
-    def _kept(self, name: str, shape: tuple[int | Batch, ...]) -> str:
+    def _kept(self, name: str, shape: tuple[int | Batch, ...]) -> Value:
         """A buffer that is 0 before everything."""
-        made = self.edit.buffer(name, shape)
-        self.before.append(Call(op="fill", outs={"x": made}, attrs={"value": 0.0}, site=name))
+        made = self.drafter.new(shape, name=name)
+        self.before.append(Call(op="fill", outs={"x": made.storage}, attrs={"value": 0.0}, site=name))
         return made
 
     def _row_column(self, table: int) -> int:
         if table not in self.columns:
-            rows = np.arange(self.plan.tables[table].rows, dtype=np.float32)
-            self.columns[table] = self.edit.column(table, _ROW_COLUMN, rows)
+            rows = np.arange(self.plan.tables[table].rows)
+            self.columns[table] = add_column(self.drafter, table, _ROW_COLUMN, rows)
         return self.columns[table]

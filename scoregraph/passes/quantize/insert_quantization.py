@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scoregraph.passes.base import Fuel, PassResult
-from scoregraph.passes.quantize.calibrate import GROUP_COLUMN, Calibration, groups_of_rows
-from scoregraph.passes.quantize.edit import Edit
+from scoregraph.passes.quantize.calibrate import GROUP_COLUMN, Calibration, add_column, groups_of_rows
 from scoregraph.passes.quantize.integer_weights import bf16_bits, integer_weights
 from scoregraph.passes.quantize.recipe import TOP, Recipe
 from scoregraph.passes.quantize.sites import Place, Selection, select
-from scoregraph.plan.dims import Batch, parse_dim, product
-from scoregraph.plan.draft import Draft
+from scoregraph.plan.dims import product
+from scoregraph.plan.draft import Draft, Drafter, Value
 from scoregraph.plan.schema import Call, Segment
 
 QUAD = 4
@@ -76,15 +75,17 @@ class _Insertion:
     """One run of the pass."""
 
     def __init__(self, draft: Draft, recipe: Recipe, calibration: Calibration | None, selection: Selection) -> None:
-        self.edit = Edit(draft)
+        self.drafter = Drafter.reopen(draft)
         self.plan, self.arrays = draft.plan, draft.arrays
         self.recipe, self.calibration, self.selection = recipe, calibration, selection
         self.weights: dict[str, dict[str, str]] = {}  # the operands that replace w
         self.operands: dict[int, dict[str, str]] = {}  # of each site, those that replace x
 
     def run(self) -> Draft:
-        """All segments with their new calls."""
-        return self.edit.build([self._segment(n, segment) for n, segment in enumerate(self.plan.segments)])
+        """All segments with their new calls; constants that nothing reads any more are left for ``drop-unread``."""
+        segments = [self._segment(n, segment) for n, segment in enumerate(self.plan.segments)]
+        plan = self.plan.model_copy(update={"tables": tuple(self.drafter.tables)})
+        return self.drafter.closed(plan, segments)
 
     def _segment(self, number: int, segment: Segment) -> Segment:
         static, calls = self._static_grids(number, segment) if self.recipe.is_static else ({}, [])
@@ -116,17 +117,16 @@ class _Insertion:
 
     def _quantize(self, reader: Call, static: str | None) -> Call:
         """The call that quantizes what ``reader`` reads: a grid a row of a matrix, or a sample of an image."""
-        x = self.plan.buffers[int(reader.ins["x"][1:])]
-        shape: tuple[int | Batch, ...] = tuple(parse_dim(d) for d in x.shape)
-        rows = product(shape[:-1])
+        x, name = self.drafter.value(reader.ins["x"]), self.plan.buffers[int(reader.ins["x"][1:])].name
+        shape, rows = x.shape, product(x.shape[:-1])
         if reader.op == "conv2d":
-            n, channels, high, wide = shape
+            n, channels, high, wide = x.shape
             assert isinstance(channels, int), "the batch stands outermost"
             rows, shape = n, (n, -(-channels // QUAD), high, wide, QUAD)
-        y = self.edit.buffer(f"{x.name} in {self.recipe.activations}", shape, self.recipe.activations)
-        ins, outs = {"x": reader.ins["x"]}, {"y": y}
+        y = self.drafter.new(shape, self.recipe.activations, f"{name} in {self.recipe.activations}")
+        ins, outs = {"x": reader.ins["x"]}, {"y": y.storage}
         if static is None:
-            outs["ygrid"] = self.edit.buffer(f"grid of {x.name}", (rows, 2))
+            outs["ygrid"] = self.drafter.new((rows, 2), name=f"grid of {name}").storage
         else:
             ins["ygrid"] = static
         return Call(op="quantize", ins=ins, outs=outs, site=reader.site, variants=reader.variants)
@@ -135,17 +135,18 @@ class _Insertion:
         """The operands in place of w; made once for all calls that share it."""
         ref, recipe = call.ins["w"], self.recipe
         if ref not in self.weights:
-            w = self.arrays[int(ref[1:])]
-            name = self.plan.constants[int(ref[1:])].name
+            w, name = self.arrays[int(ref[1:])], self.plan.constants[int(ref[1:])].name
             if recipe.is_integer:
                 block = recipe.block if call.op == "linear" else 0
                 made = integer_weights(w, recipe.weights, block, clip=recipe.clip)
-                self.edit.retype(ref, made.q, recipe.weights)
-                scale = self.edit.constant(f"{name} scale", made.scale)
-                self.weights[ref] = {"wscale": scale, "wsum": self.edit.constant(f"{name} sum", made.total)}
+                operands = {
+                    "w": self.drafter.constant(made.q, name, recipe.weights),
+                    "wscale": self.drafter.constant(made.scale, f"{name} scale"),
+                    "wsum": self.drafter.constant(made.total, f"{name} sum"),
+                }
             else:
-                self.edit.retype(ref, bf16_bits(w), "bf16")
-                self.weights[ref] = {}
+                operands = {"w": self.drafter.constant(bf16_bits(w), name, "bf16")}
+            self.weights[ref] = {role: value.storage for role, value in operands.items()}
         return self.weights[ref]
 
     def _static_grids(self, number: int, segment: Segment) -> tuple[dict[int, str], list[Call]]:
@@ -159,13 +160,14 @@ class _Insertion:
         grids = np.stack([self.calibration.grids(i, self.recipe.groups, top) for i in sites], axis=1)
         if len(grids) == 1:
             chosen = {i: (f"grid of {self.selection.sites[i].name}", grids[:, at]) for at, i in enumerate(sites)}
-            return {i: self.edit.constant(name, grid) for i, (name, grid) in chosen.items()}, []
+            return {i: self.drafter.constant(grid, name).storage for i, (name, grid) in chosen.items()}, []
         assert segment.table is not None, "only rows of a table fall into groups"
         of_row = groups_of_rows(self.plan.tables[segment.table].rows, self.recipe.groups)
-        column = self.edit.column(segment.table, GROUP_COLUMN, of_row.astype(np.float32))
+        column = add_column(self.drafter, segment.table, GROUP_COLUMN, of_row)
         name = f"grids of {segment.name}"
-        picked = self.edit.buffer(name, (len(sites), 2))
+        picked = self.drafter.new((len(sites), 2), name=name)
         attrs: dict[str, Any] = {"table": segment.table, "column": column, "axis": 0}
-        ins = {"x": self.edit.constant(name, grids)}
-        pick = Call(op="select_row", ins=ins, outs={"y": picked}, attrs=attrs, site=name)
-        return {i: self.edit.view(picked, (1, 2), (2, 1), 2 * at) for at, i in enumerate(sites)}, [pick]
+        ins = {"x": self.drafter.constant(grids, name).storage}
+        pick = Call(op="select_row", ins=ins, outs={"y": picked.storage}, attrs=attrs, site=name)
+        views = {i: Value(picked.storage, (1, 2), (2, 1), 2 * at) for at, i in enumerate(sites)}
+        return {i: self.drafter.ref(view) for i, view in views.items()}, [pick]
