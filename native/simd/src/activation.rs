@@ -23,11 +23,13 @@ pub enum Act {
     Tanh,
     /// `1 / (1 + exp(-x))`
     Sigmoid,
+    /// `x * sigmoid(1.702 x)`
+    QuickGelu,
 }
 
 impl Act {
     /// Every activation with its name.
-    pub const ALL: [(Act, &'static str); 7] = [
+    pub const ALL: [(Act, &'static str); 8] = [
         (Act::None, "none"),
         (Act::Silu, "silu"),
         (Act::GeluTanh, "gelu_tanh"),
@@ -35,6 +37,7 @@ impl Act {
         (Act::Relu, "relu"),
         (Act::Tanh, "tanh"),
         (Act::Sigmoid, "sigmoid"),
+        (Act::QuickGelu, "quick_gelu"),
     ];
 
     /// The activation of every lane.
@@ -48,6 +51,7 @@ impl Act {
             Act::Relu => math::relu(simd, x),
             Act::Tanh => math::tanh(simd, x),
             Act::Sigmoid => math::sigmoid(simd, x),
+            Act::QuickGelu => math::quick_gelu(simd, x),
         }
     }
 }

@@ -85,6 +85,17 @@ pub fn exp_relative<S: Simd>(s: S, x: S::F, relative: Relative<S::F>) -> S::F {
     s.select(s.lt(x, relative.least), s.splat(0.0), s.mul(p, power))
 }
 
+/// `e^x` for `x <= 0`, 0 below e^-80; relative error 1.1e-4, which bytes do not show. Half the cost of [`exp`].
+#[inline(always)]
+pub fn exp_coarse<S: Simd>(s: S, x: S::F) -> S::F {
+    let round = s.splat(1.5 * (1u32 << 23) as f32 + 127.0);
+    let rounded = s.mul_add(x, s.splat(LOG2_E), round);
+    let power = s.from_bits(s.shl(s.bits(rounded), 23));
+    let r = s.neg_mul_add(s.sub(rounded, round), s.splat(std::f32::consts::LN_2), x);
+    let p = polynomial(s, r, [1.0, 1.000_196_2, 0.504_134_54, 0.165_178_3]);
+    s.select(s.lt(x, s.splat(-80.0)), s.splat(0.0), s.mul(p, power))
+}
+
 /// `ln x`; relative error 2e-7, correct for subnormals; -inf at 0, NaN below.
 #[inline(always)]
 pub fn log<S: Simd>(s: S, x: S::F) -> S::F {
@@ -160,11 +171,33 @@ pub fn cos<S: Simd>(s: S, x: S::F) -> S::F {
     circular::<S, 1>(s, x)
 }
 
+/// `e^-a`, 0 where `none` is set; relative error 1.3e-7 for `a` in 0..87. Lanes outside must be set in `none`.
+#[inline(always)]
+fn exp_negated<S: Simd>(s: S, a: S::F, none: S::M) -> S::F {
+    // Floats around 1.5 * 2^23 are whole numbers; 127 more leave the biased exponent in the lowest bits.
+    let round = s.splat(1.5 * (1u32 << 23) as f32 + 127.0);
+    let rounded = s.neg_mul_add(a, s.splat(LOG2_E), round);
+    let n = s.sub(rounded, round);
+    let power = s.from_bits(s.shl(s.bits(rounded), 23));
+    let r = s.mul_add(n, s.splat(LN_2_LOW), s.mul_add(n, s.splat(LN_2_HIGH), a));
+    let p = polynomial(s, r, [1.0, -1.0, 0.499_999_94, -0.166_664_3, 0.041_668_005, -0.008_374_195, 0.001_384_360_7]);
+    s.select(none, s.splat(0.0), s.mul(p, power))
+}
+
+/// `numerator / (1 + e^-a)`, where `a >= 0` is given the sign of `x`: both halves of the curve come from the same power,
+/// which cannot overflow.
+#[inline(always)]
+fn gated<S: Simd>(s: S, x: S::F, a: S::F, numerator: S::F) -> S::F {
+    // Beyond 87 the quotient is the numerator or 0.
+    let z = exp_negated(s, a, s.lt(s.splat(87.0), a));
+    let negative = s.lt(x, s.splat(0.0));
+    s.div(s.select(negative, s.mul(numerator, z), numerator), s.add(s.splat(1.0), z))
+}
+
 /// `1 / (1 + e^-x)`; relative error 2e-7 until it underflows.
 #[inline(always)]
 pub fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
-    let one = s.splat(1.0);
-    s.div(one, s.add(one, exp_flushed(s, s.neg(x))))
+    gated(s, x, s.abs(x), s.splat(1.0))
 }
 
 /// Hyperbolic tangent; relative error 2e-7.
@@ -172,8 +205,9 @@ pub fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
 pub fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);
     let magnitude = s.abs(x);
-    // 1 - 2 / (e^2|x| + 1) cancels near 0, where the series is short.
-    let far = s.sub(one, s.div(s.splat(2.0), s.add(one, exp(s, s.add(magnitude, magnitude)))));
+    // 1 - 2 e^-2|x| / (1 + e^-2|x|) cancels near 0, where the series is short.
+    let z = exp_negated(s, s.add(magnitude, magnitude), s.lt(s.splat(43.0), magnitude));
+    let far = s.sub(one, s.div(s.add(z, z), s.add(one, z)));
     let far = with_sign_of(s, far, x);
     let square = s.mul(x, x);
     let p = polynomial(s, square, [-0.333_332_8, 0.133_314_42, -0.053_739_715, 0.020_639_087, -0.005_704_987]);
@@ -198,10 +232,16 @@ pub fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     s.select(s.le(t, s.splat(1.0)), near, far)
 }
 
-/// `x sigmoid(x)`; error 2e-7, relative until sigmoid underflows.
+/// `x sigmoid(x)`; error 3e-7, relative until sigmoid underflows.
 #[inline(always)]
 pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
-    s.div(x, s.add(s.splat(1.0), exp_flushed(s, s.neg(x))))
+    gated(s, x, s.abs(x), x)
+}
+
+/// `x sigmoid(1.702 x)`, GELU's cheapest approximation; error 3e-7, absolute or relative.
+#[inline(always)]
+pub fn quick_gelu<S: Simd>(s: S, x: S::F) -> S::F {
+    gated(s, x, s.mul(s.abs(x), s.splat(1.702)), x)
 }
 
 /// GELU by its tanh approximation, computed as `x sigmoid(2 u)`; error 4e-7, absolute or relative.
@@ -209,15 +249,23 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
 pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     // 2 sqrt(2 / pi)
     const SLOPE: f32 = 1.595_769;
-    let cubic = s.mul_add(s.mul(s.mul(x, x), x), s.splat(0.044_715), x);
-    s.div(x, s.add(s.splat(1.0), exp_flushed(s, s.mul(cubic, s.splat(-SLOPE)))))
+    let factor = s.mul_add(s.mul(x, x), s.splat(0.044_715 * SLOPE), s.splat(SLOPE));
+    gated(s, x, s.mul(s.abs(x), factor), x)
 }
 
 /// GELU by the error function; error 4e-7, absolute or relative.
 #[inline(always)]
 pub fn gelu_erf<S: Simd>(s: S, x: S::F) -> S::F {
-    let half = s.mul(x, s.splat(0.5));
-    s.mul_add(half, erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+    // x times the normal distribution function, whose tail is e^-(ln 2 + |x| p(|x|)); from 5.7 on x times that is below 4e-8.
+    let t = s.abs(x);
+    let p = polynomial(
+        s,
+        t,
+        [0.797_893_46, 0.318_222_14, 0.036_629_017, -5.250_113_6e-3, 3.673_321_6e-4, 1.630_376e-5, -3.641_170_5e-6],
+    );
+    let exponent = s.mul_add(t, p, s.splat(std::f32::consts::LN_2));
+    let tail = exp_negated(s, exponent, s.lt(s.splat(5.7), t));
+    s.mul(x, s.select(s.lt(x, s.splat(0.0)), tail, s.sub(s.splat(1.0), tail)))
 }
 
 /// `max(x, 0)`

@@ -9,6 +9,9 @@ enum Function {
     Sin,
     Cos,
     Erf,
+    /// To a power of two.
+    ExpRelative(f64),
+    ExpCoarse,
     Act(Act),
 }
 
@@ -32,6 +35,8 @@ impl Kernel for Map<'_> {
                     Function::Sin => math::sin(s, x),
                     Function::Cos => math::cos(s, x),
                     Function::Erf => math::erf(s, x),
+                    Function::ExpRelative(exponent) => math::exp_relative(s, x, math::relative_to(s, exponent as f32)),
+                    Function::ExpCoarse => math::exp_coarse(s, x),
                     Function::Act(act) => act.apply(s, x),
                 };
                 s.store_first(chunk.as_mut_ptr(), y, chunk.len());
@@ -78,6 +83,9 @@ fn exact(function: Function, x: f64) -> f64 {
         Function::Act(Act::Relu) => x.max(0.0),
         Function::Act(Act::Tanh) => x.tanh(),
         Function::Act(Act::Sigmoid) => 1.0 / (1.0 + (-x).exp()),
+        Function::Act(Act::QuickGelu) => x / (1.0 + (-1.702 * x).exp()),
+        Function::ExpRelative(exponent) => (x - exponent * std::f64::consts::LN_2).exp(),
+        Function::ExpCoarse => x.exp(),
     }
 }
 
@@ -116,6 +124,9 @@ fn errors_stay_below_the_documented_ones() {
         (Sin, -10.0, 10.0, true, 1e-7),
         (Cos, -1e7, 1e7, true, 1e-7),
         (Erf, -6.0, 6.0, false, 2e-7),
+        (ExpRelative(0.0), -86.0, 0.3, false, 2e-7),
+        (ExpCoarse, -79.9, 0.0, false, 1.2e-4),
+        (Act(scoregraph_simd::Act::QuickGelu), -30.0, 30.0, true, 4e-7),
         (Act(scoregraph_simd::Act::Tanh), -20.0, 20.0, false, 2e-7),
         (Act(scoregraph_simd::Act::Sigmoid), -85.0, 85.0, false, 2e-7),
         (Act(scoregraph_simd::Act::Silu), -80.0, 80.0, false, 2.5e-7),
@@ -161,6 +172,9 @@ fn special_values() {
         (Erf, vec![(inf, 1.0), (-inf, -1.0), (nan, nan), (0.0, 0.0), (-0.0, -0.0)]),
         (Act(scoregraph_simd::Act::Tanh), vec![(inf, 1.0), (-inf, -1.0), (nan, nan), (-0.0, -0.0)]),
         (Act(scoregraph_simd::Act::Sigmoid), vec![(inf, 1.0), (-inf, 0.0), (nan, nan), (0.0, 0.5)]),
+        (ExpRelative(0.0), vec![(-88.0, 0.0), (-inf, 0.0), (nan, nan), (inf, nan)]),
+        (ExpCoarse, vec![(-81.0, 0.0), (-inf, 0.0), (nan, nan), (0.0, 1.0)]),
+        (Act(scoregraph_simd::Act::QuickGelu), vec![(inf, inf), (-1e30, 0.0), (1e30, 1e30), (nan, nan)]),
         (Act(scoregraph_simd::Act::Relu), vec![(inf, inf), (-inf, 0.0), (nan, nan)]),
         (Act(scoregraph_simd::Act::Silu), vec![(inf, inf), (-1e30, 0.0), (nan, nan)]),
         (Act(scoregraph_simd::Act::GeluTanh), vec![(inf, inf), (-1e30, 0.0), (1e30, 1e30), (nan, nan)]),
@@ -187,6 +201,19 @@ fn subnormal_results_of_exp() {
         for (&x, y) in values.iter().zip(got) {
             let error = (f64::from(y) - f64::from(x).exp()).abs();
             assert!(error <= 1.1 * f64::from(f32::from_bits(1)), "{} exp({x}) = {y:e}", isa.name());
+        }
+    }
+}
+
+/// The exponents of scores far from 0 are taken off without cancellation.
+#[test]
+fn exponentials_relative_to_a_large_power() {
+    for exponent in [14_427.0, -14_427.0, 1000.0, -1000.0] {
+        let largest = (exponent * std::f64::consts::LN_2) as f32;
+        let values: Vec<f32> = (0..100_000).map(|i| largest - i as f32 * (85.0 / 100_000.0)).collect();
+        for isa in isas() {
+            let (error, at) = worst(isa, Function::ExpRelative(exponent), &values, false);
+            assert!(error <= 5e-7, "{}: error {error:.2e} at {at:e} to 2^{exponent}", isa.name());
         }
     }
 }

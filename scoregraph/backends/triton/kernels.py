@@ -265,6 +265,8 @@ def activate(x, ACT: tl.constexpr):
         x = tanh(x)
     if ACT == "sigmoid":
         x = sigmoid(x)
+    if ACT == "quick_gelu":
+        x = x * sigmoid(1.702 * x)
     return x
 
 
