@@ -153,6 +153,7 @@ pub fn act64(act: Act, x: f64) -> f64 {
         Act::Relu => x.max(0.0),
         Act::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         Act::Tanh => x.tanh(),
+        Act::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
         Act::GeluTanh | Act::GeluErf => unreachable!("the references have no {act:?}"),
     }
 }
