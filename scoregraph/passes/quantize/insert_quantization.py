@@ -9,6 +9,7 @@ which a column of the loop's table names. With one group the grids are constants
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -48,12 +49,10 @@ class InsertQuantization:
         if not selection.products and not selection.attentions:
             return PassResult(module, misses=selection.misses)
         made = _Insertion(module, self.recipe, self.calibration, selection).run()
-        used = len(set(selection.products.values())) if self.recipe.is_integer else 0
-        counters = {
-            self.recipe.name: len(selection.products),
-            "grids": used,
-            f"attention in {self.recipe.attention}": len(selection.attentions),
-        }
+        ops = [module.plan.segments[place[0]].calls[place[1]].op for place in selection.products]
+        counters = dict(Counter(map(self.recipe.name_of, ops)))
+        counters["grids"] = len(set(selection.products.values())) if self.recipe.is_integer else 0
+        counters[f"attention in {self.recipe.attention}"] = len(selection.attentions)
         return PassResult(
             made,
             rewrites=len(selection.products) + len(selection.attentions),
@@ -112,7 +111,9 @@ class _Insertion:
             grid = quantize.outs.get("ygrid") or quantize.ins["ygrid"]
             self.operands[site] = {"x": quantize.outs["y"], "grid": grid}
         ins = {**call.ins, **weights, **self.operands[site]}
-        calls.append(call.model_copy(update={"ins": ins, "attrs": {**call.attrs, "chain": self.recipe.chain}}))
+        calls.append(
+            call.model_copy(update={"ins": ins, "attrs": {**call.attrs, "chain": self.recipe.chain_of(call.op)}})
+        )
         return calls
 
     def _quantize(self, reader: Call, static: str | None) -> Call:
@@ -138,9 +139,10 @@ class _Insertion:
             w, name = self.arrays[int(ref[1:])], self.plan.constants[int(ref[1:])].name
             if recipe.is_integer:
                 block = recipe.block if call.op == "linear" else 0
-                made = integer_weights(w, recipe.weights, block, clip=recipe.clip)
+                dtype = recipe.weights_of(call.op)
+                made = integer_weights(w, dtype, block, clip=recipe.clip)
                 operands = {
-                    "w": self.drafter.constant(made.q, name, recipe.weights),
+                    "w": self.drafter.constant(made.q, name, dtype),
                     "wscale": self.drafter.constant(made.scale, f"{name} scale"),
                     "wsum": self.drafter.constant(made.total, f"{name} sum"),
                 }

@@ -30,8 +30,8 @@ NAMES = {
     "w8a7": "8-bit weights, 7-bit activations: sums of bytes that plain AVX2 holds without saturation",
     "w7a7": "7 bits both: chains of two products in AVX2, faster and a little coarser than w8a7",
     "w6a7": "6-bit weights, 7-bit activations: chains of four",
-    "w4a8": "4-bit weights (half the memory), 8-bit activations; coarse per channel, better with block=32 or 64",
-    "w2a8": "2-bit weights: for experiments and for networks trained to bear it",
+    "w4a8": "4-bit weights of linear layers (half the memory), 8 bits else; coarse, better with block=32 or 64",
+    "w2a8": "2-bit weights of linear layers: for experiments and for networks trained to bear it",
     "bf16": "products of bf16 numbers, summed in float32",
 }
 """The recipes that help texts name, and what each means. Any of w8 w7 w6 w4 w2 goes with any of a8 a7."""
@@ -44,7 +44,7 @@ class Recipe:
     """How products compute.
 
     Attributes:
-        weights: type of the weights of linear layers and convolutions, symmetric per output channel.
+        weights: type of the weights, symmetric per output channel; those of convolutions have at least 6 bits.
         activations: type of what they read; bf16 goes with bf16 weights only.
         block: inputs of a weight that share one scale, a multiple of 32; 0: one scale per output channel.
         groups: groups of equal numbers of steps that each have one static grid per site, found by calibration; 0:
@@ -92,10 +92,17 @@ class Recipe:
         """Whether grids are chosen by calibration."""
         return self.groups > 0
 
-    @property
-    def chain(self) -> int:
+    def weights_of(self, op: str) -> str:
+        """The type of the weights of an operation: convolutions have none that share bytes."""
+        return "i8" if op == "conv2d" and self.weights in ("i4", "i2") else self.weights
+
+    def chain_of(self, op: str) -> int:
         """Pairs of products that 16 bits hold: the most that ``2 * chain * A * W <= 32767`` allows, at most 32."""
-        return chain_limit(self.weights, self.activations)
+        return chain_limit(self.weights_of(op), self.activations)
+
+    def name_of(self, op: str) -> str:
+        """The bits in which an operation computes."""
+        return self.name if not self.is_integer else f"w{self.weights_of(op)[1:]}a{self.activations[1:]}"
 
     def keeps(self, layer: str) -> bool:
         """Whether a layer stays in float32 because a pattern says so."""

@@ -15,7 +15,7 @@ LABEL = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
 
 
 def test_every_recipe_is_measured_against_full_precision():
-    recipes = ["w8a8", "w4a8", "w8a8:groups=2", "bf16"]
+    recipes = ["w8a8", "w6a7", "w8a8:groups=2", "bf16"]
     told: list[str] = []
     found = comparison.compare(
         q.guided("image"),
@@ -28,7 +28,7 @@ def test_every_recipe_is_measured_against_full_precision():
         told=told.append,
     )
     assert told == ["none", *recipes]
-    assert [row.recipe for row in found.rows] == ["none", "w8a8", "w4a8", "w8a8:groups=2"]
+    assert [row.recipe for row in found.rows] == ["none", "w8a8", "w6a7", "w8a8:groups=2"]
     assert found.refused.keys() == {"bf16"}
     assert found.refused["bf16"].startswith("convolutions have no bf16 form (4)")
     by_recipe = {row.recipe: row for row in found.rows}
@@ -38,8 +38,8 @@ def test_every_recipe_is_measured_against_full_precision():
         assert row.worst <= row.sqnr + 1e-9
         assert row.layers == 2
         assert row.kept >= 2
-    assert by_recipe["w8a8"].sqnr > by_recipe["w4a8"].sqnr + 6
-    assert by_recipe["w4a8"].weights < by_recipe["w8a8"].weights < by_recipe["none"].weights
+    assert by_recipe["w8a8"].sqnr > by_recipe["w6a7"].sqnr + 6
+    assert by_recipe["w6a7"].weights == by_recipe["w8a8"].weights < by_recipe["none"].weights
     both = comparison.pairs(found, "w8a8")
     np.testing.assert_array_equal(both[0::2], found.exact)
     np.testing.assert_array_equal(both[1::2], found.results["w8a8"])

@@ -127,6 +127,15 @@ def test_an_image_is_quantized_per_sample_in_quads():
     assert sqnr(run(result.module)["y0"], run(draft)["y0"]) > 35
 
 
+def test_convolutions_have_no_weights_that_share_bytes():
+    net = Net()
+    draft = net.done(net.conv(net.conv(net.image(), net.weights(8, 8, 3, 3)), net.weights(8, 8, 3, 3, name="end")))
+    result = insert(draft, "w4a8")
+    assert result.counters == {"w8a8": 1, "grids": 1}
+    assert {c.dtype for c in result.module.plan.constants} == {"f32", "i8"}
+    assert [call.attrs.get("chain") for call in calls(result.module, "conv2d")] == [0, None]
+
+
 @pytest.mark.parametrize(
     ("text", "floor"),
     [("w8a8", 38), ("w8a7", 33), ("w7a7", 31), ("w6a7", 27), ("w4a8", 17), ("w4a8:block=32", 18), ("bf16", 45)],
