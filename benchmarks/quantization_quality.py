@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ def dit_graph(steps: int) -> tuple[Any, dict[str, Any]]:
     """Guided DDIM over the DiT: a label and none."""
     net = dit().network
     lively(net.score)
+    (label,) = net.ref.conds
+    net = replace(net, ref=replace(net.ref, conds=(replace(label, low=0.0, high=999.0, null=1000.0),)))
     g = GraphBuilder("dit")
-    label, blank = g.condition(net, g.input("class_labels")), g.condition(net, None)
+    given, blank = g.condition(net, g.input("class_labels")), g.condition(net, None)
     with g.loop(schedules.linear(steps=steps), g.noise(net)) as step:
-        pred = g.fuse(guidance.cfg(1.5), g.score(net, step, label), g.score(net, step, blank))
+        pred = g.fuse(guidance.cfg(1.5), g.score(net, step, given), g.score(net, step, blank))
         step.advance(samplers.ddim(), pred)
     g.output(sample=step.result)
     return g, {"class_labels": 3}

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import quantized_networks as q
-from subjects import ISAS, program
+from subjects import program
 
 import scoregraph as sg
 from scoregraph.backends.cpu import Cpu
@@ -23,6 +23,8 @@ from scoregraph.plan.draft import Drafter
 from scoregraph.plan.schema import InputSpec, OutputSpec
 
 pytestmark = pytest.mark.native
+
+ISAS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni")
 
 FLOORS = {
     "w8a8": 38, "w8a7": 34, "w7a7": 32, "w6a7": 28, "w4a8": 17, "w4a8:block=32": 18, "w2a8:block=32": 5,
