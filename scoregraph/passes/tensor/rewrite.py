@@ -77,7 +77,19 @@ class TensorPass(ABC):
             pending.appendleft(made)
         graph.lint()
         misses = _explained({node: each for node, each in found.items() if node not in erased})
-        return PassResult(GraphModule(constants, graph), counters.total(), dict(counters), misses)
+        return PassResult(Rewritten(constants, graph), counters.total(), dict(counters), misses)
+
+
+class Rewritten(GraphModule):
+    """A module whose Python code is written when it is first called: most are only looked at by the next pass."""
+
+    def recompile(self) -> Any:
+        """Nothing yet; called whenever the graph is set."""
+
+    def forward(self, *args: Any) -> Any:
+        """Write the code, which takes this method's place, and run it."""
+        super().recompile()
+        return type(self).forward(self, *args)
 
 
 def _candidates(graph: Graph) -> list[Node]:
