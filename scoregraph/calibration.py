@@ -52,6 +52,21 @@ def calibrate(
     return calibration_of(results, selection.sites, seeds, chosen)
 
 
+def check_ranges(draft: Draft, recipe: Recipe, ranges: Calibration) -> Calibration:
+    """Ranges that were found before, if they are those of the same layers and steps; raises ``CannotCalibrate``."""
+    sites, plan = select(draft, recipe).sites, draft.plan
+
+    def rows(number: int) -> int:
+        segment = plan.segments[number]
+        return 1 if segment.table is None or segment.repeat is not None else plan.tables[segment.table].rows
+
+    wanted = [(site.name, rows(site.place[0])) for site in sites]
+    if wanted != [(name, len(low)) for name, low in zip(ranges.sites, ranges.low, strict=True)]:
+        problem = "the ranges given are those of other layers or steps"
+        raise CannotCalibrate(recipe=recipe, name=plan.name, problem=problem, help="calibrate anew: leave them out")
+    return ranges
+
+
 def _inputs(plan: Plan, recipe: Recipe, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, str], int]:
     """The arrays, how each was chosen, and the number of samples."""
     shapes = {spec.name: tuple(parse_dim(d) for d in plan.buffers[spec.buffer].shape) for spec in plan.inputs}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from scoregraph.compiler import compile
 from scoregraph.errors import NothingToQuantize
+from scoregraph.passes.quantize.calibrate import Calibration
+from scoregraph.passes.quantize.recipe import Recipe, parse_recipe
 from scoregraph.runtime import CompiledPlan
 
 RECIPES = (
@@ -81,7 +83,7 @@ def compare(
     seed: int = 0,
     batch: int = 4,
     output: str | None = None,
-    calibrate_on: Mapping[str, Any] | None = None,
+    calibrate_on: Mapping[str, Any] | Calibration | None = None,
     told: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Comparison:
@@ -99,10 +101,18 @@ def compare(
         **options: others of ``compile``.
     """
 
-    def made(recipe: str) -> tuple[CompiledPlan, np.ndarray, float, float]:
-        told(recipe)
+    seen: dict[Recipe, Calibration] = {}
+
+    def made(text: str) -> tuple[CompiledPlan, np.ndarray, float, float]:
+        told(text)
         started = time.perf_counter()
-        plan = compile(target, quant=recipe, calibrate_on=calibrate_on, **options)
+        recipe = parse_recipe(text)
+        # The same layers have the same ranges, whatever the number of groups that they fall into.
+        layers = None if recipe is None else replace(recipe, groups=0)
+        known = calibrate_on if layers is None else seen.get(layers, calibrate_on)
+        plan = compile(target, quant=text, calibrate_on=known, **options)
+        if layers is not None and "quantization" in plan.stages:
+            seen[layers] = Calibration.from_json(plan.stages["quantization"])
         compiled = time.perf_counter() - started
         times: list[float] = []
         results: dict[str, np.ndarray] = {}

@@ -19,6 +19,7 @@ from scoregraph.graph.graph import Graph
 from scoregraph.graph.values import NetRef
 from scoregraph.graph.verify import verify
 from scoregraph.passes.base import Fuel, StageReport, run_passes
+from scoregraph.passes.quantize.calibrate import Calibration
 from scoregraph.passes.quantize.recipe import Recipe, parse_recipe
 from scoregraph.plan import files
 from scoregraph.plan.text import plan_text
@@ -45,7 +46,7 @@ def compile(
     *,
     device: str = "cpu",
     quant: str | Recipe = "none",
-    calibrate_on: Mapping[str, Any] | None = None,
+    calibrate_on: Mapping[str, Any] | Calibration | None = None,
     noise: str = "philox",
     threads: int | None = None,
     networks: Mapping[str, Network | EnergyNetwork] | None = None,
@@ -60,7 +61,8 @@ def compile(
         quant: the formats in which products compute: ``none`` (float32), ``w8a8``, ``bf16``, ``w8a8:groups=4`` …
             (docs/quantization.md).
         calibrate_on: for recipes with static grids, inputs by name for the samples whose ranges are looked at, as for
-            ``run``; others take their defaults, or numbers from between their bounds.
+            ``run``; others take their defaults, or numbers from between their bounds. Or the ranges themselves, from
+            a plan of the same layers and steps: ``Calibration.from_json(plan.stages["quantization"])``.
         noise: ``philox`` draws noise from each sample's seed; ``bank`` takes all of it from the caller, in the order in
             which it is drawn (``plan.draws``), which replays a trajectory of another library.
         threads: threads of a CPU plan; None takes all cores. Results do not depend on it.
@@ -154,12 +156,14 @@ def cache_key(target: Target, *, device: str = "cpu", quant: str | Recipe = "non
     return _Source(target, {}).fold(_Stages(), Fuel()).key(device, _quant_text(recipe, None))
 
 
-def _quant_text(recipe: Recipe | None, calibrate_on: Mapping[str, Any] | None) -> str:
+def _quant_text(recipe: Recipe | None, calibrate_on: Mapping[str, Any] | Calibration | None) -> str:
     """What of the quantization a plan depends on: the recipe, and the samples its grids were found with."""
     if recipe is None:
         return "none"
     if not recipe.is_static or not calibrate_on:
         return str(recipe)
+    if isinstance(calibrate_on, Calibration):
+        return f"{recipe} of ranges {cache.digest(calibrate_on.to_json())}"
     arrays = {name: np.asarray(value, np.float64) for name, value in sorted(calibrate_on.items())}
     on = cache.digest("".join(f"{name} {a.shape} {a.tobytes().hex()}" for name, a in arrays.items()))
     return f"{recipe} calibrated on {on}"
@@ -169,13 +173,13 @@ def _quantized(
     draft: Draft,
     recipe: Recipe,
     device: str,
-    calibrate_on: Mapping[str, Any] | None,
+    calibrate_on: Mapping[str, Any] | Calibration | None,
     threads: int | None,
     stages: _Stages,
     fuel: Fuel,
 ) -> Draft:
     """The draft in the recipe's formats; static grids are found by running the draft as it is."""
-    from scoregraph.calibration import calibrate
+    from scoregraph.calibration import calibrate, check_ranges
     from scoregraph.passes.quantize.fuse_quantization import FuseQuantization
     from scoregraph.passes.quantize.insert_quantization import InsertQuantization
 
@@ -183,7 +187,10 @@ def _quantized(
     if recipe.is_static:
         stages.begin("calibrating")
         started = time.perf_counter()
-        calibration = calibrate(draft, recipe, device, calibrate_on, threads)
+        if isinstance(calibrate_on, Calibration):
+            calibration = check_ranges(draft, recipe, calibrate_on)
+        else:
+            calibration = calibrate(draft, recipe, device, calibrate_on, threads)
         stages.note("quantization", calibration.to_json(), started, {"sites": len(calibration.sites)})
     stages.begin("quantizing")
     unlimited = fuel.left is None

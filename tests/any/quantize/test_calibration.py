@@ -98,6 +98,17 @@ def test_static_grids_are_near_dynamic_ones():
     assert min(found.values()) > 30
 
 
+def test_ranges_may_be_taken_from_another_plan():
+    first = compiled("image", "w8a8:groups=2", calibrate_on={"label": LABEL})
+    ranges = Calibration.from_json(first.stages["quantization"])
+    again = compiled("image", "w8a8:groups=2", calibrate_on=ranges)
+    np.testing.assert_array_equal(again.run(label=LABEL)["sample"], first.run(label=LABEL)["sample"])
+    assert Calibration.from_json(again.stages["quantization"]) == ranges
+    for other in ({"kind": "tokens"}, {"steps": 5}):
+        with pytest.raises(CannotCalibrate, match="other layers or steps"):
+            compiled(**{"kind": "image", "recipe": "w8a8:groups=2", "calibrate_on": ranges, **other})
+
+
 def test_a_network_by_itself_is_calibrated_on_what_is_given():
     given = q.example("tokens")
     plan = sg.compile(
