@@ -1,16 +1,20 @@
-//! Best-of-N speed of the convolution at the shapes of a 128 x 128 U-Net: `cargo run --release --example conv_speed`.
+//! Best-of-N speed, on one thread, of convolution and group norm at the shapes of a 128 x 128 U-Net:
+//! `cargo run --release --example conv_speed [instruction sets …]`.
 
 use std::time::Instant;
 
-use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue};
-use scoregraph_kernels::{View, ViewMut};
+use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue, QUAD, Quantized};
+use scoregraph_kernels::format::Grid;
+use scoregraph_kernels::group_norm::{GroupNorm, Normed, group_norm, group_norm_scratch};
+use scoregraph_kernels::{Context, View, ViewMut};
 use scoregraph_simd::{Act, Isa, Serial};
 
 /// Input channels, output channels, side, kernel, stride, padding.
-const CASES: [[usize; 6]; 12] = [
+const CASES: [[usize; 6]; 13] = [
     [32, 32, 128, 3, 1, 1],
     [64, 32, 128, 3, 1, 1],
     [64, 64, 64, 3, 1, 1],
+    [256, 256, 32, 3, 1, 1],
     [96, 96, 32, 3, 1, 1],
     [128, 128, 16, 3, 1, 1],
     [128, 128, 8, 3, 1, 1],
@@ -22,8 +26,19 @@ const CASES: [[usize; 6]; 12] = [
     [3, 384, 256, 16, 16, 0],
 ];
 
+/// Weights of a type that allows chains of this length, where there is no VNNI.
+const CHAIN: usize = 2;
+
 fn main() {
-    println!("{:>4} {:>4} {:>4} {:>7}  {:>8} {:>10} {:>9}", "I", "O", "side", "kernel", "isa", "GFLOP/s", "ms");
+    let chosen: Vec<Isa> = std::env::args().skip(1).map(|name| name.parse().expect("an instruction set")).collect();
+    let isas = || {
+        let all = Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.supported());
+        all.filter(|isa| chosen.is_empty() || chosen.contains(isa))
+    };
+    println!(
+        "{:>4} {:>4} {:>4} {:>7} {:>6} {:>10} {:>8} {:>8}",
+        "I", "O", "side", "kernel", "cells", "isa", "GOP/s", "ms"
+    );
     for [channels, filters, side, kernel, stride, padding] in CASES {
         let shape = Conv2dShape {
             channels,
@@ -34,14 +49,31 @@ fn main() {
             padding: [padding; 4],
             up: [1; 2],
         };
-        for isa in Isa::FLOAT.into_iter().filter(|isa| *isa != Isa::Scalar && isa.supported()) {
-            let (seconds, flops) = time(shape, isa);
+        let [rows, columns] = shape.output().expect("the kernel fits");
+        let operations = 2.0 * (filters * channels * kernel * kernel * rows * columns) as f64;
+        for cells in [Cells::Floats, Cells::Bytes] {
+            for isa in isas().filter(|isa| cells == Cells::Bytes || Isa::FLOAT.contains(isa)) {
+                let seconds = time_conv(shape, cells, isa, (2e9 / operations) as usize);
+                println!(
+                    "{channels:>4} {filters:>4} {side:>4} {:>7} {:>6} {:>10} {:>8.1} {:>8.3}",
+                    format!("{kernel}/{stride}"),
+                    if cells == Cells::Bytes { "bytes" } else { "f32" },
+                    isa.name(),
+                    operations / seconds / 1e9,
+                    seconds * 1e3
+                );
+            }
+        }
+    }
+    for (channels, side) in [(32, 128), (64, 64), (128, 16)] {
+        for isa in isas().filter(|isa| Isa::FLOAT.contains(isa)) {
+            let [floats, bytes] = [false, true].map(|quantized| time_norm(channels, side * side, quantized, isa));
+            let per_element = 1e9 / (channels * side * side) as f64;
             println!(
-                "{channels:>4} {filters:>4} {side:>4} {:>7}  {:>8} {:>10.1} {:>9.3}",
-                format!("{kernel}/{stride}"),
+                "group norm + silu, {channels} x {side} x {side}, {}: {:.3} ns an element, quantized {:.3}",
                 isa.name(),
-                flops / seconds / 1e9,
-                seconds * 1e3
+                floats * per_element,
+                bytes * per_element
             );
         }
     }
@@ -56,31 +88,72 @@ fn aligned(buffer: &mut [f32]) -> &mut [f32] {
     &mut buffer[start..start + size]
 }
 
-/// The best time of a call with bias and residual, in seconds, and the multiply-adds it does, times two.
-fn time(shape: Conv2dShape, isa: Isa) -> (f64, f64) {
-    let conv = Conv2d::new(shape, Cells::Floats, isa, 1).expect("the kernel fits");
-    let [rows, columns] = shape.output().expect("the kernel fits");
-    let ramp = |size: usize| (0..size).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect::<Vec<f32>>();
-    let x = ramp(shape.channels * shape.input[0] * shape.input[1]);
-    let per_filter = shape.channels * shape.kernel[0] * shape.kernel[1];
-    let w = shape.pack_weight(&ramp(shape.filters * per_filter));
-    let bias = ramp(shape.filters);
-    let mut y = vec![0.0; shape.filters * rows * columns + LINE];
-    let residual = y.clone();
-    let (y, residual) = (aligned(&mut y), &residual[LINE..]);
-    let mut scratch = vec![0.0; conv.scratch_floats(1) + LINE];
-    let flops = 2.0 * (shape.filters * per_filter * rows * columns) as f64;
-    let (x_shape, y_shape) = ([1, shape.channels, shape.input[0], shape.input[1]], [1, shape.filters, rows, columns]);
-    let x = View::dense(&x, &x_shape).unwrap();
-    let residual = Some(View::dense(residual, &y_shape).unwrap());
-    let mut y = ViewMut::dense(y, &y_shape).unwrap();
-    let epilogue = Epilogue { bias: Some(&bias), emb: None, residual, act: Act::None };
-    let scratch = aligned(&mut scratch);
-    let mut best = f64::INFINITY;
-    for _ in 0..((2e9 / flops) as usize).clamp(5, 200) {
+fn ramp(size: usize) -> Vec<f32> {
+    (0..size).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect()
+}
+
+/// The best time of some calls, in seconds.
+fn best(calls: usize, mut call: impl FnMut()) -> f64 {
+    let times = (0..calls.clamp(10, 200)).map(|_| {
         let start = Instant::now();
-        conv.run(&Serial, &w, &x, &epilogue, &mut y, scratch);
-        best = best.min(start.elapsed().as_secs_f64());
+        call();
+        start.elapsed().as_secs_f64()
+    });
+    times.fold(f64::INFINITY, f64::min)
+}
+
+/// The best time of a convolution with bias and residual.
+fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, calls: usize) -> f64 {
+    let conv = Conv2d::new(shape, cells, isa, 1).expect("the kernel fits");
+    let Conv2dShape { channels, filters, input: [height, width], kernel: [kh, kw], .. } = shape;
+    let [rows, columns] = shape.output().expect("the kernel fits");
+    let y_shape = [1, filters, rows, columns];
+    let mut y = vec![0.0; filters * rows * columns + LINE];
+    let (bias, residual) = (ramp(filters), y.clone());
+    let residual = Some(View::dense(&residual[LINE..], &y_shape).unwrap());
+    let mut y = ViewMut::dense(aligned(&mut y), &y_shape).unwrap();
+    let epilogue = Epilogue { bias: Some(&bias), emb: None, residual, act: Act::None };
+    let mut scratch = vec![0.0; conv.scratch_floats(1) + LINE];
+    let scratch = aligned(&mut scratch);
+    match cells {
+        Cells::Floats => {
+            let x = ramp(channels * height * width);
+            let x = View::dense(&x, &[1, channels, height, width]).unwrap();
+            let w = shape.pack_weight(&ramp(filters * channels * kh * kw));
+            best(calls, || conv.run(&Serial, &w, &x, &epilogue, &mut y, scratch))
+        }
+        Cells::Bytes => {
+            let quads = channels.div_ceil(QUAD);
+            let x: Vec<u8> = (0..quads * height * width * QUAD).map(|i| (i % 127) as u8).collect();
+            let x = View::dense(&x, &[1, quads, height, width, QUAD]).unwrap();
+            let weights = vec![-3; shape.quantized_weight_bytes().unwrap()];
+            let (weight_scale, weight_sum) = (vec![0.01; filters], vec![100.0; filters]);
+            let op = Quantized {
+                weights: &weights,
+                weight_scale: &weight_scale,
+                weight_sum: &weight_sum,
+                grid: &[0.1, 64.0],
+                top: 127,
+                chain: CHAIN,
+            };
+            best(2 * calls, || conv.run_quantized(&Serial, &op, &x, &epilogue, &mut y, scratch))
+        }
     }
-    (best, flops)
+}
+
+/// The best time of a group norm with SiLU over 32 groups.
+fn time_norm(channels: usize, space: usize, quantized: bool, isa: Isa) -> f64 {
+    let (x, vector) = (ramp(channels * space), ramp(channels));
+    let x = View::dense(&x, &[1, channels, space]).unwrap();
+    let (weight, bias) = (Some(&vector[..]), Some(&vector[..]));
+    let op = GroupNorm { channels, groups: 32, eps: 1e-5, weight, bias, scale: None, shift: None, act: Act::Silu };
+    let (mut floats, mut bytes) = (vec![0.0; channels * space], vec![0; channels * space]);
+    let (mut grid, mut scratch) = ([0.0; 2], vec![0.0; group_norm_scratch(1, channels)]);
+    best(100, || {
+        let mut y = match quantized {
+            false => Normed::F32(ViewMut::dense(&mut floats, &[1, channels, space]).unwrap()),
+            true => Normed::Bytes { y: &mut bytes, top: 255, grid: Grid::Measured(&mut grid) },
+        };
+        group_norm(&Context { isa, pool: &Serial }, &op, &x, &mut y, &mut scratch);
+    })
 }

@@ -107,7 +107,7 @@ def _norm(
     attrs: dict[str, Any],
 ) -> Value:
     """A normalisation with (weight, bias) and (scale, shift)."""
-    x = drafter.dense(x, site)
+    x = _image(drafter, x, site) if op == "group_norm" else drafter.dense(x, site)
     y = drafter.new(x.shape, name=site)
     scale, shift = (_modulation(drafter, v) for v in modulation)
     ins = {"x": x, "weight": vectors[0], "bias": vectors[1], "scale": scale, "shift": shift}

@@ -16,8 +16,11 @@ from scoregraph.plan.dims import Batch, dense_strides, parse_dim, view_strides
 from scoregraph.plan.draft import Draft
 from scoregraph.plan.schema import Buffer, Call, Plan, Segment, View
 
-STRIDED_OUT = {"attention": "y", "pointwise": "y", "copy": "y", "fill": "x"}
+STRIDED_OUT = {"attention": "y", "pointwise": "y", "copy": "y", "fill": "x", "conv2d": "y", "group_norm": "y"}
 """Kernels that write through strides, and the role they do it in (docs/plan-format.md)."""
+
+IMAGES = ("conv2d", "group_norm")
+"""Those whose results are images [n, C, …] with dense pixels: only samples and channels are strided."""
 
 Dims = tuple[tuple[int | Batch, int], ...]
 
@@ -60,6 +63,8 @@ class ForwardCopies:
                     misses.append(Miss(f"{maker.op} writes dense results only", call.site))
                     continue
                 window = _forward(plan, buffers, maker.outs[role], call)
+                if window is not None and maker.op in IMAGES and not _dense_pixels(window):
+                    window = None
                 target = owner(plan, call.outs["y"])
                 if window is None or target is None or _reads_between(plan, calls, target, maker_at, at):
                     misses.append(Miss("the copy regroups elements in a way strides cannot express", call.site))
@@ -139,6 +144,13 @@ def _forward(plan: Plan, buffers: list[Buffer], made: str, copy: Call) -> Buffer
     base = target_buffer.view.base if target_buffer.view else target_buffer.id
     view = View(base=base, offset=target_offset, strides=tuple(by_dimension.get(i, 0) for i in range(len(result))))
     return buffers[int(made[1:])].model_copy(update={"view": view, "slot": None, "name": target_buffer.name})
+
+
+def _dense_pixels(image: Buffer) -> bool:
+    """Whether the dimensions of an image behind samples and channels are dense."""
+    dims, _ = _window(image)
+    moving = [(size, stride) for size, stride in dims[2:] if size != 1]
+    return [stride for _, stride in moving] == list(dense_strides(tuple(size for size, _ in moving)) or ())
 
 
 def _reads_between(plan: Plan, calls: list[Call | None], number: int, first: int, last: int) -> bool:

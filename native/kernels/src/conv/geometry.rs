@@ -26,8 +26,8 @@ pub(super) const LINE: usize = 16;
 /// AVX-512, whose caches are larger.
 const TILE_BYTES: [usize; 2] = [384 * 1024, 768 * 1024];
 
-/// The same for 1×1 kernels, which have no halo to pack again: a part of the first-level cache.
-const POINT_TILE_BYTES: usize = 24 * 1024;
+/// The same for 1×1 kernels, which have no halo to pack again: enough pixels of each channel that the processor sees a stream.
+const POINT_TILE_BYTES: usize = 192 * 1024;
 
 /// Tiles per thread that a single sample is cut into, so that one late thread costs a fraction of the call.
 const TILES_PER_THREAD: usize = 2;

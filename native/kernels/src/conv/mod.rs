@@ -63,6 +63,8 @@ pub struct Quantized<'a> {
     pub weight_sum: &'a [f32],
     /// \[R, 2\], dense: scale and zero of x, where R divides n; sample s has row `s / (n / R)`.
     pub grid: &'a [f32],
+    /// The largest byte of x: 255 or 127. A zero that is no whole number of 0 … `top` counts as 0.
+    pub top: u8,
     /// How often two products fit 16 bits, by the types of x and of the weights; 0 if never.
     pub chain: usize,
 }
@@ -160,7 +162,7 @@ impl Conv2d {
         scratch: &mut [f32],
     ) {
         let Conv2dShape { channels, filters, input: [height, width], .. } = self.shape;
-        let Quantized { weights, weight_scale, weight_sum, grid, .. } = *op;
+        let Quantized { weights, weight_scale, weight_sum, grid, top, .. } = *op;
         let (n, quads) = (y.shape()[0], channels.div_ceil(QUAD));
         assert_eq!(x.shape(), [n, quads, height, width, QUAD], "conv2d of {:?}", self.shape);
         assert_eq!((self.tiling.planes, Some(weights.len())), (quads, self.shape.quantized_weight_bytes()));
@@ -168,12 +170,15 @@ impl Conv2d {
         let (rows, rest) = grid.as_chunks::<2>();
         assert!(rest.is_empty() && !rows.is_empty() && n.is_multiple_of(rows.len()), "{} grids", rows.len());
         let [sample, plane] = image_strides(x.layout()).expect("the pixels of x are dense");
-        assert!(sample.is_multiple_of(QUAD) && plane.is_multiple_of(QUAD), "quads lie at multiples of four bytes");
+        let aligned = [x.as_ptr().cast::<u32>(), weights.as_ptr().cast()].iter().all(|pointer| pointer.is_aligned());
+        let even = sample.is_multiple_of(QUAD) && plane.is_multiple_of(QUAD);
+        assert!(weights.is_empty() || (aligned && even), "quads lie at multiples of four bytes");
         let x = Image { first: x.as_ptr().cast(), sample: sample / QUAD, plane: plane / QUAD };
         let product = |sample: usize| {
             let [scale, zero] = rows[sample / (n / rows.len())];
-            let padding = u32::from_ne_bytes([zero as u8; QUAD]);
-            (padding, Bytes::<CHAIN> { scale, zero: zero as i32, weight_scale, weight_sum })
+            // The padding is a value as any other: chains count on what it can be.
+            let zero = if zero.fract() == 0.0 && (0.0..=f32::from(top)).contains(&zero) { zero as u8 } else { 0 };
+            (u32::from_ne_bytes([zero; QUAD]), Bytes::<CHAIN> { scale, zero: zero.into(), weight_scale, weight_sum })
         };
         // SAFETY: x and the weights have what the shape says, as asserted.
         unsafe { self.tiles(pool, weights.as_ptr().cast(), x, product, epilogue, y, scratch) }

@@ -2,10 +2,11 @@
 
 use proptest::prelude::*;
 use scoregraph_kernels::Context;
-use scoregraph_kernels::group_norm::{GroupNorm, group_norm};
+use scoregraph_kernels::format::Grid;
+use scoregraph_kernels::group_norm::{GroupNorm, Normed, group_norm, group_norm_scratch};
 use scoregraph_simd::{Act, Isa};
 
-use crate::support::{Threads, act64, bits, isas, leading_columns, numbers};
+use crate::support::{Images, Threads, act64, bits, float_isas, leading_columns, numbers};
 
 #[derive(Clone)]
 struct Case {
@@ -37,7 +38,32 @@ impl Case {
         }
     }
 
+    /// Images that are slices of the channels of larger ones.
     fn run(&self, isa: Isa, threads: usize) -> Vec<f32> {
+        let images = Images::new([self.batch, self.channels, self.space]);
+        let mut y = vec![f32::NAN; images.floats()];
+        self.run_into(isa, threads, &images, &mut Normed::F32(images.view_mut(&mut y)));
+        images.gather(&y)
+    }
+
+    /// The channel quads and the grid: `given`, or `rows` measured ones.
+    fn run_quantized(
+        &self,
+        isa: Isa,
+        threads: usize,
+        top: u8,
+        given: Option<&[f32]>,
+        rows: usize,
+    ) -> (Vec<u8>, Vec<f32>) {
+        let images = Images::new([self.batch, self.channels, self.space]);
+        let mut y = vec![0xA5; self.batch * self.channels.next_multiple_of(4) * self.space];
+        let mut measured = vec![f32::NAN; 2 * rows];
+        let grid = given.map_or_else(|| Grid::Measured(&mut measured), Grid::Given);
+        self.run_into(isa, threads, &images, &mut Normed::Bytes { y: &mut y, top, grid });
+        (y, measured)
+    }
+
+    fn run_into(&self, isa: Isa, threads: usize, images: &Images, y: &mut Normed) {
         let [weight, bias] = self.affine.each_ref().map(|vector| vector.as_deref());
         let [scale, shift] = self
             .modulation
@@ -53,9 +79,9 @@ impl Case {
             shift,
             act: self.act,
         };
-        let mut y = vec![f32::NAN; self.x.len()];
-        group_norm(&Context { isa, pool: &Threads(threads) }, &op, self.batch, &self.x, &mut y);
-        y
+        let x = images.spread(&self.x);
+        let mut scratch = vec![f32::NAN; group_norm_scratch(self.batch, self.channels)];
+        group_norm(&Context { isa, pool: &Threads(threads) }, &op, &images.view(&x), y, &mut scratch);
     }
 
     fn reference(&self) -> Vec<f64> {
@@ -86,7 +112,7 @@ impl Case {
 /// Close to float64 on every instruction set, and the same bits on any number of threads.
 fn check(case: &Case, tolerance: f64) {
     let reference = case.reference();
-    for isa in isas() {
+    for isa in float_isas() {
         let y = case.run(isa, 1);
         for (index, (&y, &expected)) in y.iter().zip(&reference).enumerate() {
             let error = (f64::from(y) - expected).abs();
@@ -145,7 +171,7 @@ fn a_drifting_mean_costs_no_digits() {
 fn constant_groups_are_zero() {
     let mut case = Case::new([1, 4, 2, 33], [false; 4], Act::None, 0);
     case.x.fill(7.25);
-    for isa in isas() {
+    for isa in float_isas() {
         assert!(case.run(isa, 1).iter().all(|&y| y == 0.0), "{isa:?}");
     }
 }
@@ -154,7 +180,7 @@ fn constant_groups_are_zero() {
 fn a_nan_stays_in_its_group() {
     let mut case = Case::new([2, 4, 2, 50], [true; 4], Act::Silu, 0);
     case.x[130] = f32::NAN;
-    for isa in isas() {
+    for isa in float_isas() {
         for (index, y) in case.run(isa, 2).into_iter().enumerate() {
             assert_eq!(y.is_nan(), (100..200).contains(&index), "{isa:?} y[{index}] = {y}");
         }
@@ -164,7 +190,7 @@ fn a_nan_stays_in_its_group() {
 #[test]
 fn a_sample_does_not_know_its_batch() {
     let together = Case::new([4, 6, 3, 37], [true; 4], Act::Silu, 8);
-    for isa in isas() {
+    for isa in float_isas() {
         let y = together.run(isa, 2);
         for sample in 0..4 {
             let alone = Case {
@@ -181,5 +207,83 @@ fn a_sample_does_not_know_its_batch() {
 #[test]
 fn nothing_to_do() {
     let case = Case::new([0, 4, 2, 9], [false; 4], Act::None, 0);
-    assert!(isas().all(|isa| case.run(isa, 2).is_empty()));
+    assert!(float_isas().all(|isa| case.run(isa, 2).is_empty()));
+}
+
+/// Scale, zero and inverse of the grid row that spans `values` (docs/plan-format.md, Formats).
+fn spanning(values: &[f32], top: f32) -> [f32; 3] {
+    let low = values.iter().copied().fold(0.0, f32::min);
+    let high = values.iter().copied().fold(0.0, f32::max);
+    if high == low {
+        return [0.0; 3];
+    }
+    let inv = top / (high - low);
+    [(high - low) / top, (-low * inv).round_ties_even() + 0.0, inv]
+}
+
+/// The bytes are those of the very floats that the same call writes as float32, and so is the grid that it measures.
+fn check_quantized(case: &Case, top: u8, rows: usize) {
+    let Case { batch, channels, space, .. } = *case;
+    let (sample, share) = (channels * space, batch / rows);
+    for isa in float_isas() {
+        let values = case.run(isa, 1);
+        let spans: Vec<_> = values.chunks(share * sample).map(|values| spanning(values, f32::from(top))).collect();
+        let expected = |spans: &[[f32; 3]]| {
+            let mut bytes = vec![0; batch * channels.next_multiple_of(4) * space];
+            for (i, &value) in values.iter().enumerate() {
+                let (n, channel, pixel) = (i / sample, i / space % channels, i % space);
+                let [_, zero, inv] = spans[n / share];
+                let quad = (n * channels.div_ceil(4) + channel / 4) * space + pixel;
+                let byte = ((value * inv).round_ties_even() + zero).clamp(0.0, f32::from(top));
+                bytes[4 * quad + channel % 4] = byte as u8;
+            }
+            bytes
+        };
+        let grid: Vec<f32> = spans.iter().flat_map(|[scale, zero, _]| [*scale, *zero]).collect();
+        for threads in [1, 3] {
+            let (bytes, measured) = case.run_quantized(isa, threads, top, None, rows);
+            assert_eq!(bits(&measured), bits(&grid), "{isa:?}");
+            assert_eq!(bytes, expected(&spans), "{isa:?} {top}");
+        }
+        // A grid that was chosen before, too narrow for all values.
+        let narrow: Vec<_> = spans.iter().map(|[scale, zero, _]| [scale * 0.7, *zero, 1.0 / (scale * 0.7)]).collect();
+        let given: Vec<f32> = narrow.iter().flat_map(|[scale, zero, _]| [*scale, *zero]).collect();
+        if narrow.iter().all(|[scale, ..]| *scale > 0.0) {
+            assert_eq!(case.run_quantized(isa, 2, top, Some(&given), rows).0, expected(&narrow), "{isa:?} given");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_quantized_shape(
+        batch in 1usize..=3,
+        groups in 1usize..=4,
+        per_group in 1usize..=5,
+        space in 1usize..=70,
+        act in proptest::sample::select(vec![Act::None, Act::Silu, Act::Relu, Act::Tanh]),
+        top in proptest::sample::select(vec![127u8, 255]),
+        shared in any::<bool>(),
+        seed in any::<u32>(),
+    ) {
+        let case = Case::new([batch, groups * per_group, groups, space], [true; 4], act, u64::from(seed));
+        check_quantized(&case, top, if shared { 1 } else { batch });
+    }
+}
+
+#[test]
+fn quads_of_many_tiles() {
+    check_quantized(&Case::new([2, 6, 3, 2 * 2048 + 19], [true; 4], Act::Silu, 3), 255, 2);
+}
+
+#[test]
+fn a_nan_makes_its_grid_row_nan() {
+    let mut case = Case::new([2, 4, 2, 50], [true; 4], Act::Silu, 0);
+    case.x[130] = f32::NAN;
+    for isa in float_isas() {
+        let (_, grid) = case.run_quantized(isa, 2, 255, None, 2);
+        assert!(grid[0].is_nan() && grid[2].is_finite(), "{isa:?} {grid:?}");
+    }
 }

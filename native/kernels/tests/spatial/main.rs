@@ -3,4 +3,5 @@
 mod conv2d;
 mod group_norm;
 mod pool2d;
+mod quantized_conv2d;
 mod support;

@@ -4,15 +4,16 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use scoregraph_kernels::Act;
-use scoregraph_kernels::conv::{self, Cells, Conv2d as Conv2dKernel, Conv2dShape, image_strides};
+use scoregraph_kernels::conv::{self, Cells, Conv2d as Conv2dKernel, Conv2dShape, QUAD, image_strides};
 use scoregraph_kernels::pool2d::{self, Pool2d as Pool2dArgs};
 
-use super::group_norm::per_channel;
+use super::format::{check_grid, top};
+use super::group_norm::{expect_pixels, per_channel};
 use super::norm::vector;
 use super::{Args, Frame, Kernel, Target};
 use crate::fault::{Fault, Result};
 use crate::operand::{Operand, Region};
-use crate::schema::Layout as Packing;
+use crate::schema::{DType, Layout as Packing};
 
 /// The four sizes of a dense image operand.
 fn image(operand: &Operand, role: &str) -> Result<[usize; 4]> {
@@ -22,12 +23,8 @@ fn image(operand: &Operand, role: &str) -> Result<[usize; 4]> {
 
 /// The four sizes of an image operand whose samples and channels may be strided.
 fn strided_image(operand: &Operand, role: &str) -> Result<[usize; 4]> {
-    operand.expect_plain(role)?;
-    let sizes = sizes(operand, role)?;
-    match image_strides(&operand.layout) {
-        Some(_) => Ok(sizes),
-        None => Err(Fault::plan(format!("the pixels of {role} must be dense"))),
-    }
+    expect_pixels(operand, role)?;
+    sizes(operand, role)
 }
 
 fn sizes(operand: &Operand, role: &str) -> Result<[usize; 4]> {
@@ -56,18 +53,27 @@ struct Epilogue {
 }
 
 pub(super) fn conv2d(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>> {
-    let (x, w, y) = (args.input("x")?, args.input("w")?, args.output("y")?);
-    let [samples, channels, height, width] = strided_image(&x, "x")?;
+    let (x, w, y) = (args.input_any("x")?, args.input_any("w")?, args.output("y")?);
+    let quantized = w.dtype.is_weight();
+    let [samples, channels, height, width] = if quantized { quads(&x, w.shape())? } else { strided_image(&x, "x")? };
     let &[filters, depth, kernel_height, kernel_width] = w.shape() else {
         return Err(Fault::plan(format!("w has the shape {:?}, not [O, I, kh, kw]", w.shape())));
     };
     if depth != channels {
         return Err(Fault::plan(format!("x has {channels} channels but w takes {depth}")));
     }
-    match w.packing {
-        Packing::Oc8 => {}
-        Packing::Plain => w.expect_dense("w")?,
-        other => return Err(Fault::plan(format!("w is packed as {other:?}, not oc8"))),
+    match (w.dtype, w.packing) {
+        (DType::F32, Packing::Oc8) | (DType::I8 | DType::I7 | DType::I6, Packing::Q4oc8) => {}
+        (DType::F32, Packing::Plain) => w.expect_dense("w")?,
+        (DType::I4 | DType::I2, _) => {
+            return Err(Fault::plan(format!("w is {}; convolutions take weights of a byte: i8, i7 or i6", w.dtype)));
+        }
+        (dtype, packing) => {
+            return Err(Fault::plan(format!("w is {dtype} packed as {packing:?}, not f32 as oc8 or i8 as q4oc8")));
+        }
+    }
+    if !quantized && x.dtype != DType::F32 {
+        return Err(Fault::plan(format!("x is {}; weights of float32 take f32", x.dtype)));
     }
     let shape = Conv2dShape {
         channels,
@@ -81,8 +87,76 @@ pub(super) fn conv2d(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>>
     let unfit = || Fault::plan(format!("a kernel of {kernel_height}×{kernel_width} does not fit {shape:?}"));
     let [rows, columns] = shape.output().ok_or_else(unfit)?;
     let epilogue = epilogue(args, &y, [samples, filters, rows, columns])?;
-    let kernel = Conv2dKernel::new(shape, Cells::Floats, target.isa, target.threads).ok_or_else(unfit)?;
-    Ok(Box::new(Conv2d { kernel, epilogue, packed: OnceLock::new(), x, y, w }))
+    let cells = if quantized { Cells::Bytes } else { Cells::Floats };
+    let kernel = Conv2dKernel::new(shape, cells, target.isa, target.threads).ok_or_else(unfit)?;
+    if !quantized {
+        return Ok(Box::new(Conv2d { kernel, epilogue, packed: OnceLock::new(), x, y, w }));
+    }
+    let top = top(x.dtype).ok_or_else(|| Fault::plan(format!("x is {}, not u8 or u7", x.dtype)))?;
+    let grid = args.input("grid")?;
+    check_grid(&grid, "grid", samples)?;
+    let per_filter = |role| -> Result<Operand> {
+        let operand = args.input(role)?;
+        operand.expect_dense(role)?;
+        operand.expect_shape(role, &[filters, 1])?;
+        Ok(operand)
+    };
+    let (weight_scale, weight_sum) = (per_filter("wscale")?, per_filter("wsum")?);
+    // That a chain of this length fits 16 bits is proved for the plan, see `products`.
+    let chain = args.count("chain")?;
+    Ok(Box::new(QuantizedConv2d { kernel, epilogue, x, y, w, top, grid, weight_scale, weight_sum, chain }))
+}
+
+/// The sizes [n, I, H, W] of an image in channel quads \[n, ceil(I/4), H, W, 4\], whose samples and quads may be strided;
+/// `weight` is [O, I, kh, kw].
+fn quads(x: &Operand, weight: &[usize]) -> Result<[usize; 4]> {
+    expect_pixels(x, "x")?;
+    match (x.shape(), weight) {
+        (&[n, quads, height, width, QUAD], &[_, channels, ..]) if quads == channels.div_ceil(QUAD) => {
+            let [sample, quad] = image_strides(&x.layout).unwrap_or_default();
+            if !x.byte.is_multiple_of(QUAD) || !sample.is_multiple_of(QUAD) || !quad.is_multiple_of(QUAD) {
+                return Err(Fault::plan("quads of x must lie at multiples of four bytes"));
+            }
+            Ok([n, channels, height, width])
+        }
+        (shape, _) => Err(Fault::plan(format!("x has the shape {shape:?}, not [n, ceil(I/4), H, W, 4]"))),
+    }
+}
+
+struct QuantizedConv2d {
+    kernel: Conv2dKernel,
+    epilogue: Epilogue,
+    x: Operand,
+    y: Operand,
+    w: Operand,
+    top: u8,
+    grid: Operand,
+    weight_scale: Operand,
+    weight_sum: Operand,
+    chain: usize,
+}
+
+impl Kernel for QuantizedConv2d {
+    unsafe fn run(&self, frame: &Frame<'_>) -> Result<()> {
+        // SAFETY: the contract of `run`.
+        unsafe {
+            let op = conv::Quantized {
+                weights: frame.slice(&self.w),
+                weight_scale: frame.slice(&self.weight_scale),
+                weight_sum: frame.slice(&self.weight_sum),
+                grid: frame.slice(&self.grid),
+                top: self.top,
+                chain: self.chain,
+            };
+            let (x, mut y) = (frame.view(&self.x), frame.view_mut(&self.y));
+            self.kernel.run_quantized(frame.pool, &op, &x, &self.epilogue.of(frame), &mut y, frame.scratch());
+        }
+        Ok(())
+    }
+
+    fn scratch_floats(&self, threads: usize) -> usize {
+        self.kernel.scratch_floats(threads)
+    }
 }
 
 /// The operands behind the products, for a result `y` that must be of the shape `wanted`.
