@@ -20,10 +20,19 @@ from torch import Tensor, nn
 import scoregraph as sg
 from scoregraph import models
 
-QUANT = ("w8a8", "w8a8:attention=bf16", "w8a8:attention=i8", "w8a7", "w7a7", "w4a8", "bf16")
-"""Recipes of transformers. Those that the processor has no kernel for are slower, and say so by their time."""
+QUANT = {
+    "bytes": ("w8a8", "w8a8:attention=i8", "w4a8", "bf16"),
+    "words": ("w8a7", "w7a7", "w4a8"),
+}
+"""Recipes that are measured where the processor multiplies bytes into 32 bits (VNNI), and where it does not."""
 
-QUANT_CONV = ("w8a8", "w8a7", "w7a7", "bf16")
+
+def recipes(*wanted: str) -> tuple[str, ...]:
+    """The recipes for this processor, or those of them that are wanted."""
+    from scoregraph import _native
+
+    here = QUANT["words" if _native.isa() in ("scalar", "avx2") else "bytes"]
+    return tuple(recipe for recipe in here if not wanted or recipe in wanted)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Case:
     target: Any
     given: dict[str, np.ndarray]
     answer: str
-    quant: tuple[str, ...] = QUANT
+    quant: tuple[str, ...]
     loop: Loop | None = None
     note: str = ""
     cosine: bool = False
@@ -92,7 +101,9 @@ class CapturedOnce:
         self.network = network
 
 
-def _network_case(name: str, net: nn.Module, given: dict[str, Tensor], conds: Any = None, **options: Any) -> Case:
+def _network_case(
+    name: str, net: nn.Module, given: dict[str, Tensor], quant: tuple[str, ...], conds: Any = None, **options: Any
+) -> Case:
     """A score network: its first input is the state, its second the time."""
     example = {key: value.repeat(3, *[1] * (value.ndim - 1))[:3] for key, value in given.items()}
     network = models.from_module(net, example, prediction="eps", name=name.partition("@")[0], conds=conds)
@@ -101,7 +112,7 @@ def _network_case(name: str, net: nn.Module, given: dict[str, Tensor], conds: An
     plan_inputs = {"x": x, "t": t.float(), **dict(zip(rest, others, strict=True))}
     return Case(
         name, Answer(net, list(given)).eval(), tuple(given.values()), CapturedOnce(network).network,
-        {key: value.numpy() for key, value in plan_inputs.items()}, "m", **options,
+        {key: value.numpy() for key, value in plan_inputs.items()}, "m", quant, **options,
     )  # fmt: skip
 
 
@@ -125,7 +136,13 @@ def dit(
     conds = {"class_labels": {"low": 0, "high": 999, "null": 1000}}
     case = name or f"dit-{width}x{layers}x{tokens}" + (f"-b{batch}" if batch > 1 else "")
     return _network_case(
-        case, net, given, conds, loop=loop, note="AdaLN inside the network of every engine" if loop is None else ""
+        case,
+        net,
+        given,
+        recipes(),
+        conds,
+        loop=loop,
+        note="AdaLN inside the network of every engine" if loop is None else "",
     )
 
 
@@ -142,7 +159,15 @@ def terrain() -> Case:
     x, t, *_ = network.score_example(1)
     inputs = tuple(value.clone() for value in (x, t, *network.encode(*raw)))
     given = {"x": x.numpy(), "t": t.numpy(), "difficulty": raw[0].numpy()}
-    return Case("terrain", network.score.eval(), inputs, CapturedOnce(network).network, given, "m", QUANT_CONV)
+    return Case(
+        "terrain",
+        network.score.eval(),
+        inputs,
+        CapturedOnce(network).network,
+        given,
+        "m",
+        recipes("w8a8", "w8a7", "w7a7"),
+    )
 
 
 def unet() -> Case:
@@ -161,7 +186,7 @@ def unet() -> Case:
         "encoder_hidden_states": torch.randn(1, 77, 768),
     }
     note = "the two outer levels of the network, one block each"
-    return _network_case("unet-sd15-320", net, given, quant=QUANT_CONV, note=note)
+    return _network_case("unet-sd15-320", net, given, recipes("w8a8", "w8a7", "w7a7"), note=note)
 
 
 def vae() -> Case:
@@ -177,7 +202,15 @@ def vae() -> Case:
     target = models.function(net, {"z": torch.randn(3, 4, 16, 16), "return_dict": False}, method="decode", name="vae")
     module = Answer(net, ["z"], "decode").eval()
     given = {"z": z.numpy()}
-    return Case("vae-decode-128", module, (z,), CapturedOnce(target).network, given, target.ref.outputs[0], QUANT_CONV)
+    return Case(
+        "vae-decode-128",
+        module,
+        (z,),
+        CapturedOnce(target).network,
+        given,
+        target.ref.outputs[0],
+        recipes("w8a8", "w8a7", "w7a7"),
+    )
 
 
 def minilm(batch: int) -> Case:
@@ -197,7 +230,8 @@ def minilm(batch: int) -> Case:
     given = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
     return Case(
         f"minilm-b{batch}", Answer(net, list(given)).eval(), (ids, mask), CapturedOnce(target).network, given,
-        "last_hidden_state", ("w8a8", "w7a7", "bf16"), cosine=True, note="real weights, 128 tokens, none masked",
+        "last_hidden_state", recipes("w8a8", "w8a7", "w7a7", "bf16"), cosine=True,
+        note="real weights, 128 tokens, none masked",
     )  # fmt: skip
 
 
@@ -211,15 +245,25 @@ def scheduler() -> Any:
 def graph_of(case: Case) -> sg.GraphBuilder:
     """The loop of a case as a sampling graph: the state it starts from is an input, so that all engines share it."""
     assert case.loop is not None, "only a loop has a graph"
+    return _sampling(case, case.loop.steps, case.loop.scale)
+
+
+def unguided(case: Case, steps: int) -> sg.GraphBuilder:
+    """The loop of a case without its second branch."""
+    return _sampling(case, steps, None)
+
+
+def _sampling(case: Case, steps: int, scale: float | None) -> sg.GraphBuilder:
     net = case.target
     g = sg.GraphBuilder(case.name)
     x = g.input("x", net.latent)
     label = g.condition(net, g.input("class_labels"))
-    null = g.condition(net, None)
-    imported = sg.samplers.from_diffusers(scheduler(), steps=case.loop.steps)
+    imported = sg.samplers.from_diffusers(scheduler(), steps=steps)
     with g.loop(imported.schedule, x) as step:
-        guided = g.fuse(sg.guidance.cfg(case.loop.scale), g.score(net, step, label), g.score(net, step, null))
-        step.advance(imported.sampler, guided)
+        pred = g.score(net, step, label)
+        if scale is not None:
+            pred = g.fuse(sg.guidance.cfg(scale), pred, g.score(net, step, g.condition(net, None)))
+        step.advance(imported.sampler, pred)
     g.output(x=step.result)
     return g
 

@@ -65,6 +65,8 @@ def drop_no_ops(graph: fx.GraphModule) -> Counter[str]:
             _reshape_for_flatten(node)
         elif node.target is aten.chunk.default:
             _split_for_chunk(node)
+        elif node.target is aten.to.device:  # (x, device, dtype, …): there is one device
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.args[2]), {}
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return dropped
