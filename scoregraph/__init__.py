@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scoregraph import models, samplers
+    from scoregraph import models, pipelines, samplers
     from scoregraph.compiler import compile
     from scoregraph.errors import ScoregraphError
     from scoregraph.graph import corrections, energies, guidance, schedules, select
@@ -42,6 +42,7 @@ _HOME = {
     "load": "scoregraph.runtime:load",
     "models": "scoregraph.models",
     "parse": "scoregraph.graph.text:parse",
+    "pipelines": "scoregraph.pipelines",
     "predictions": "scoregraph.graph.prediction",
     "samplers": "scoregraph.samplers",
     "schedules": "scoregraph.graph.schedules",
@@ -61,6 +62,7 @@ __all__ = [
     "load",
     "models",
     "parse",
+    "pipelines",
     "predictions",
     "samplers",
     "schedules",

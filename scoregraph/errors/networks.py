@@ -199,3 +199,29 @@ class OnnxMismatch(ScoregraphError):
     title = "imported graph differs"
     message = "{name}: output {output!r} is off from {whose} by {error} (at most {tolerance})"
     cure = "give examples={{…}} that the network was made for; if it persists, it is a bug"
+
+
+class UnknownDenoiser(ScoregraphError):
+    """``from_diffusers`` reads shapes and conditions from the configuration of a denoiser, for the classes it knows.
+    Any other module comes in through ``from_module``, with example inputs. U-Nets do not say what they were trained to
+    predict, so that has to be said::
+
+        sg.models.from_diffusers(unet, prediction="v")
+    """
+
+    code = "SG324"
+    title = "denoiser not known"
+    message = "what a {kind} is told and answers does not follow from its configuration alone (known: {known})"
+    cure = "{help}"
+
+
+class UnreadablePipeline(ScoregraphError):
+    """``from_pretrained`` reads folders that ``save_pretrained`` of a diffusers pipeline wrote: ``model_index.json``
+    and a folder for each component, weights as safetensors. It downloads nothing, and makes only classes of diffusers
+    and transformers. The parts of other pipelines come in one by one: ``sg.models.from_diffusers`` for the denoiser,
+    ``sg.models.function`` for encoders and decoders, ``sg.samplers.from_diffusers`` for the scheduler."""
+
+    code = "SG325"
+    title = "pipeline cannot be read"
+    message = "{path} is no pipeline folder that can be read: {problem}"
+    cure = "save the pipeline with save_pretrained (safe_serialization=True), or bring its parts one by one"

@@ -12,11 +12,13 @@ from scoregraph.models.registry import find, load, names
 if TYPE_CHECKING:
     from scoregraph.models.adapter import from_module
     from scoregraph.models.capture import TensorProgram
+    from scoregraph.models.denoisers import from_diffusers
     from scoregraph.models.energies import EnergyNetwork, energy
     from scoregraph.models.functions import Function, function
     from scoregraph.models.network import Network
     from scoregraph.models.onnx import from_onnx, onnx_module
     from scoregraph.models.perturb import without_layers
+    from scoregraph.models.pretrained import from_pretrained
 
 __all__ = [
     "EnergyNetwork",
@@ -25,8 +27,10 @@ __all__ = [
     "TensorProgram",
     "energy",
     "find",
+    "from_diffusers",
     "from_module",
     "from_onnx",
+    "from_pretrained",
     "function",
     "load",
     "names",
@@ -40,8 +44,10 @@ _LAZY = {
     "Network": "network",
     "TensorProgram": "capture",
     "energy": "energies",
+    "from_diffusers": "denoisers",
     "from_module": "adapter",
     "from_onnx": "onnx",
+    "from_pretrained": "pretrained",
     "function": "functions",
     "onnx_module": "onnx",
     "without_layers": "perturb",

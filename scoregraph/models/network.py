@@ -80,13 +80,16 @@ class Network:
         The last two are gradients of E(x0) with x0 = p x + q m, through the network; ``energies`` has the energy by its
         name. x is always the network's input, already times c_in, and the derivative is taken in that x.
         """
-        from scoregraph.models.capture import capture  # the tracer takes a second to import
+        from scoregraph.models.capture import capture, exported  # the tracer takes a second to import
 
         name = f"{self.ref.name}.{part}"
         if part == "score":
             return capture(self.score, self.score_example(), name=name)
         if part == "encoder":
-            return None if self.encoder is None else capture(self.encoder, self.raw_conditions(3), name=name)
+            if self.encoder is None:
+                return None
+            # Tracing by name keeps all tensors of a tuple: an encoder may answer several conditions.
+            return capture(self.encoder, self.raw_conditions(3), name=name, trace=exported)
         if part.startswith("head."):
             head = part.removeprefix("head.")
             return capture(self.heads[head], self.score_example()[:1], name=f"{self.ref.name}.{head}")

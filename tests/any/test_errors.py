@@ -205,6 +205,14 @@ def unknown_weights() -> None:
     sg.compile(g.build(), device="reference", use_cache=False)
 
 
+def unknown_denoiser() -> None:
+    models.from_diffusers(torch.nn.Linear(2, 2))
+
+
+def no_pipeline_folder() -> None:
+    models.from_pretrained(Path(__file__).parent / "no such folder")
+
+
 def no_package() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -425,6 +433,8 @@ MISTAKES: dict[str, Callable] = {
     "SG320": unknown_weights,
     "SG321": lambda folder: models.onnx_module(folder / "none.onnx"),
     "SG322": lambda: models.onnx_module(one_node("Det")),
+    "SG324": unknown_denoiser,
+    "SG325": no_pipeline_folder,
     "SG323": other_numbers,
     "SG401": uncovered_operator,
     "SG402": uncovered_node,
