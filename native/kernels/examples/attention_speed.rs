@@ -9,11 +9,11 @@ use scoregraph_kernels::{Context, Layout, Serial, View, ViewMut};
 /// Heads, queries, keys, width of a head: a DiT of width 384, larger ones, U-Nets, one query, a head of 8.
 const SIZES: [(usize, usize, usize, usize); 9] = [
     (6, 256, 256, 64),
-    (4, 1024, 1024, 32),
+    (1, 1024, 1024, 32),
     (8, 256, 256, 32),
-    (4, 1024, 1024, 40),
+    (1, 1024, 1024, 40),
     (2, 256, 256, 160),
-    (16, 256, 256, 72),
+    (4, 256, 256, 72),
     (12, 64, 64, 64),
     (8, 1, 256, 64),
     (8, 256, 77, 8),
@@ -25,6 +25,11 @@ fn values(n: usize) -> Vec<f32> {
 
 fn main() {
     let ctx = Context { isa: scoregraph_simd::isa(), pool: &Serial };
+    let format = match std::env::args().nth(2).as_deref() {
+        Some("i8") => Format::I8,
+        Some("bf16") => Format::Bf16,
+        _ => Format::F32,
+    };
     let only: Option<usize> = std::env::args().nth(1).and_then(|n| n.parse().ok());
     for (i, (heads, queries, keys, dim)) in SIZES.into_iter().enumerate() {
         if only.is_some_and(|only| only != i) {
@@ -38,14 +43,14 @@ fn main() {
         };
         let mut y = vec![0.0; heads * queries * dim];
         let to = Layout::new(&[1, heads, queries, dim], &[0, dim, heads * dim, 1]).unwrap();
-        let mut scratch = vec![0.0; attention_scratch(keys, dim, Format::F32, 1)];
+        let mut scratch = vec![0.0; attention_scratch(keys, dim, format, 1)];
         let op = Attention {
             q: window(0, queries),
             k: window(1, keys),
             v: window(2, keys),
             mask: None,
             scale: 1.0 / (dim as f32).sqrt(),
-            format: Format::F32,
+            format,
         };
         let work = (4 * heads * queries * keys * dim) as f64;
         let mut best = f64::INFINITY;

@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{Numbers, assert_close, bits, everywhere};
+use common::{Numbers, assert_close, bits, everywhere, everywhere_on};
 use proptest::prelude::*;
 use scoregraph_kernels::attention::{Attention, Format, attention, attention_scratch};
-use scoregraph_kernels::{Context, Layout, Serial, View, ViewMut};
+use scoregraph_kernels::{Context, Isa, Layout, Serial, View, ViewMut};
 
 /// How an operand lies in memory: `[n, H, S, D]`, `[n, S, H, D]` or with the elements of a row apart.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +45,7 @@ struct Case {
     mask: Mask,
     /// Multiplies q: large values make one weight take all.
     size: f32,
+    format: Format,
 }
 
 impl Case {
@@ -73,17 +74,17 @@ impl Case {
             }
         }
         let scale = 1.0 / (dim as f32).sqrt();
-        let results = everywhere(|ctx| {
+        let results = everywhere_on(isas_of(self.format), |ctx| {
             let op = Attention {
                 q: View::new(&q, 0, ql).unwrap(),
                 k: View::new(&k, 0, kl).unwrap(),
                 v: View::new(&v, 0, kl).unwrap(),
                 mask: (!matches!(self.mask, Mask::None)).then(|| View::new(&mask, 0, ml).unwrap()),
                 scale,
-                format: Format::F32,
+                format: self.format,
             };
             let mut y = vec![f32::NAN; qn];
-            let mut scratch = vec![f32::NAN; attention_scratch(keys, dim, Format::F32, ctx.pool.threads())];
+            let mut scratch = vec![f32::NAN; attention_scratch(keys, dim, self.format, ctx.pool.threads())];
             attention(ctx, &op, &mut ViewMut::new(&mut y, 0, ql).unwrap(), &mut scratch);
             (0..qn).map(|i| y[ql.offset(i)]).collect()
         });
@@ -107,8 +108,17 @@ impl Case {
             }));
         }
         // Scores are rounded relative to their size, which the exponential turns into an error of the weights.
-        let bound = 1e-6 * (1.0 + f64::from(self.size));
-        assert_close(&results, &want, bound, |_| 1.0);
+        let unit = match self.format {
+            Format::F32 => 1e-6,
+            Format::Bf16 => 1e-2,
+            Format::I8 => 2.5e-2,
+        };
+        assert_close(&results, &want, unit * (1.0 + f64::from(self.size)), |_| 1.0);
+        // Everything but the scalar twin fuses multiply-adds, and whole numbers are summed exactly.
+        for pair in results[1..].windows(2) {
+            let same = self.format != Format::I8 || bits(&pair[0].1) == bits(&pair[1].1);
+            assert!(same, "{} and {} differ", pair[0].0.name(), pair[1].0.name());
+        }
     }
 }
 
@@ -121,21 +131,164 @@ proptest! {
         (queries, keys, dim) in (1..70usize, 1..70usize, 1..50usize),
         order in prop::sample::select(vec![Order::Heads, Order::Tokens, Order::Scattered]),
         mask in prop::sample::select(vec![Mask::None, Mask::Full, Mask::Keys, Mask::Holes]),
+        format in prop::sample::select(vec![Format::F32, Format::Bf16, Format::I8]),
         seed: u64,
     ) {
-        Case { n, heads, queries, keys, dim, order, mask, size: 1.0 }.check(seed);
+        Case { n, heads, queries, keys, dim, order, mask, size: 1.0, format }.check(seed);
     }
 }
 
 #[test]
 fn several_blocks_of_keys() {
-    let case =
-        Case { n: 1, heads: 2, queries: 100, keys: 700, dim: 16, order: Order::Tokens, mask: Mask::None, size: 1.0 };
-    for mask in [Mask::None, Mask::Full, Mask::Keys, Mask::Holes] {
-        Case { mask, ..case }.check(1);
+    for format in [Format::F32, Format::Bf16, Format::I8] {
+        let shape = Case {
+            n: 1,
+            heads: 2,
+            queries: 100,
+            keys: 700,
+            dim: 16,
+            order: Order::Tokens,
+            mask: Mask::None,
+            size: 1.0,
+            format,
+        };
+        for mask in [Mask::None, Mask::Full, Mask::Keys, Mask::Holes] {
+            Case { mask, ..shape }.check(1);
+        }
+        Case { keys: 257, queries: 1, dim: 80, ..shape }.check(3);
+        Case { keys: 77, queries: 230, dim: 160, ..shape }.check(4);
+        Case { keys: 1, queries: 3, dim: 8, ..shape }.check(5);
     }
-    Case { keys: 512, dim: 64, size: 40.0, ..case }.check(2);
-    Case { keys: 257, queries: 1, dim: 80, ..case }.check(3);
+    let format = Format::F32;
+    let (order, mask) = (Order::Tokens, Mask::None);
+    Case { n: 1, heads: 2, queries: 100, keys: 512, dim: 64, order, mask, size: 40.0, format }.check(2);
+}
+
+/// Instruction sets with kernels of their own.
+fn isas_of(format: Format) -> impl Iterator<Item = Isa> {
+    let all = if format == Format::I8 { &Isa::ALL[..] } else { &Isa::FLOAT };
+    all.iter().copied().filter(|isa| isa.supported())
+}
+
+const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::I8];
+
+/// Attention of one head of `dim` on dense rows, on every instruction set.
+fn head(format: Format, dim: usize, [q, k, v]: [&[f32]; 3], mask: Option<&[f32]>) -> Vec<(Isa, Vec<f32>)> {
+    let (queries, keys) = (q.len() / dim, k.len() / dim);
+    everywhere_on(isas_of(format), |ctx| {
+        let op = Attention {
+            q: View::dense(q, &[1, 1, queries, dim]).unwrap(),
+            k: View::dense(k, &[1, 1, keys, dim]).unwrap(),
+            v: View::dense(v, &[1, 1, keys, dim]).unwrap(),
+            mask: mask.map(|mask| View::dense(mask, &[1, 1, queries, keys]).unwrap()),
+            scale: 1.0,
+            format,
+        };
+        let mut y = vec![0.0; q.len()];
+        let mut scratch = vec![f32::NAN; attention_scratch(keys, dim, format, ctx.pool.threads())];
+        attention(ctx, &op, &mut ViewMut::dense(&mut y, &[1, 1, queries, dim]).unwrap(), &mut scratch);
+        y
+    })
+}
+
+/// Scores as large as these leave one weight: the result is a row of v. The largest comes in the last block of keys.
+#[test]
+fn scores_without_bounds() {
+    let (keys, dim) = (600, 16);
+    let mut numbers = Numbers(7);
+    let v = numbers.floats(keys * dim);
+    for size in [1e2, 1e4, 1e8, 1e18] {
+        let k: Vec<f32> = (0..keys * dim).map(|i| (i / dim) as f32 * size / keys as f32).collect();
+        for (sign, kept) in [(1.0, keys - 1), (-1.0, 0)] {
+            let q = vec![sign * size; dim];
+            // In bf16 neighbouring keys are one.
+            for (format, unit) in [(Format::F32, 1e-6), (Format::I8, 8e-3)] {
+                for (isa, y) in head(format, dim, [&q, &k, &v], None) {
+                    for (got, want) in y.iter().zip(&v[kept * dim..]) {
+                        assert!((got - want).abs() <= unit, "{} {format:?} {size:e}: {got}, not {want}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Equal scores, also of -inf elsewhere or of 0 vectors, make the mean.
+#[test]
+fn equal_scores_make_the_mean() {
+    let (keys, dim) = (300, 24);
+    let mut numbers = Numbers(8);
+    let v = numbers.floats(keys * dim);
+    let mask: Vec<f32> = (0..keys).map(|key| if key % 2 == 0 { 3.0 } else { f32::NEG_INFINITY }).collect();
+    let zeros = vec![0.0; keys * dim];
+    for format in FORMATS {
+        for (q, mask, step) in [(1.0, None, 1), (0.0, None, 1), (-2.0, Some(&mask[..]), 2)] {
+            for (isa, y) in head(format, dim, [&vec![q; dim], &zeros, &v], mask) {
+                for (d, got) in y.iter().enumerate() {
+                    let mean = (0..keys).step_by(step).map(|key| f64::from(v[key * dim + d])).sum::<f64>();
+                    let mean = mean / (keys / step) as f64;
+                    let unit = if format == Format::F32 { 1e-6 } else { 4e-3 };
+                    assert!((f64::from(*got) - mean).abs() <= unit, "{} {format:?}: {got}, not {mean}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+/// A NaN or an infinity reaches what depends on it and nothing else.
+#[test]
+fn what_is_not_finite_is_not_lost() {
+    let (queries, keys, dim) = (30, 270, 20);
+    let mut numbers = Numbers(9);
+    let [q, k, v] = [queries, keys, keys].map(|rows| numbers.floats(rows * dim));
+    for format in FORMATS {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let spoilt = |data: &[f32], at: usize| {
+                let mut data = data.to_vec();
+                data[at] = bad;
+                data
+            };
+            let of_query = head(format, dim, [&spoilt(&q, 3 * dim + 1), &k, &v], None);
+            for (isa, y) in of_query {
+                for (i, y) in y.iter().enumerate() {
+                    assert_eq!(y.is_nan(), i / dim == 3, "{} {format:?} q {bad}", isa.name());
+                }
+            }
+            for (isa, y) in head(format, dim, [&q, &k, &spoilt(&v, 5 * dim + 7)], None) {
+                for (i, y) in y.iter().enumerate() {
+                    assert_eq!(!y.is_finite(), i % dim == 7, "{} {format:?} v {bad}", isa.name());
+                }
+            }
+        }
+        let mut spoilt = k.clone();
+        spoilt[269 * dim] = f32::NAN;
+        for (isa, y) in head(format, dim, [&q, &spoilt, &v], None) {
+            assert!(y.iter().all(|y| y.is_nan()), "{} {format:?} k", isa.name());
+        }
+    }
+}
+
+/// What integers and bf16 lose on normal numbers, in decibels.
+#[test]
+fn signal_to_noise_of_the_formats() {
+    let (tokens, dim) = (256, 64);
+    let mut numbers = Numbers(10);
+    // Sums of twelve uniform numbers are normal enough.
+    let mut normal = || (0..12).map(|_| numbers.float()).sum::<f32>() / 2.0;
+    let mut rows = |scale: f32| (0..tokens * dim).map(|_| normal() * scale).collect::<Vec<f32>>();
+    // Scores of standard deviation 1.
+    let (q, k, v) = (rows(1.0 / (dim as f32).sqrt()), rows(1.0), rows(1.0));
+    let want = head(Format::F32, dim, [&q, &k, &v], None).swap_remove(0).1;
+    for (format, least) in [(Format::Bf16, 45.0), (Format::I8, 35.0)] {
+        for (isa, y) in head(format, dim, [&q, &k, &v], None) {
+            let power = |x: f64| x * x;
+            let signal: f64 = want.iter().map(|&x| power(x.into())).sum();
+            let noise: f64 = want.iter().zip(&y).map(|(&x, &y)| power(f64::from(x) - f64::from(y))).sum();
+            let ratio = 10.0 * (signal / noise).log10();
+            println!("{:<10} {format:?}: {ratio:.1} dB", isa.name());
+            assert!(ratio >= least, "{} {format:?}: {ratio} dB", isa.name());
+        }
+    }
 }
 
 #[test]

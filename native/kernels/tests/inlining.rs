@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::{Numbers, isas};
 use scoregraph_kernels::attention::{Attention, Format, attention, attention_scratch};
-use scoregraph_kernels::linear::{Input, Linear, Output, Weights, linear};
 use scoregraph_kernels::format::{Grid, Rows};
+use scoregraph_kernels::linear::{Input, Linear, Output, Weights, linear};
 use scoregraph_kernels::matmul::{matmul, matmul_scratch};
 use scoregraph_kernels::norm::{Affine, layer_norm, rms_norm};
 use scoregraph_kernels::pointwise::{Binary, Instr, Operand, Program, Unary, pointwise, pointwise_scratch};
@@ -119,16 +119,18 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
             }),
         ));
     }
-    kernels.push((
-        "attention".into(),
-        Box::new(|ctx, y| {
-            let shape = [1, 4, SIDE, 32];
-            let (q, v) = (View::dense(x, &shape).unwrap(), View::dense(w, &shape).unwrap());
-            let mut scratch = vec![0.0; attention_scratch(SIDE, 32, Format::F32, 1)];
-            let op = Attention { q, k: v, v, mask: None, scale: 1.0, format: Format::F32 };
-            attention(ctx, &op, &mut ViewMut::dense(y, &shape).unwrap(), &mut scratch);
-        }),
-    ));
+    for format in [Format::F32, Format::Bf16, Format::I8] {
+        kernels.push((
+            format!("attention in {format:?}"),
+            Box::new(move |ctx, y| {
+                let shape = [1, 4, SIDE, 32];
+                let (q, v) = (View::dense(x, &shape).unwrap(), View::dense(w, &shape).unwrap());
+                let mut scratch = vec![0.0; attention_scratch(SIDE, 32, format, 1)];
+                let op = Attention { q, k: v, v, mask: None, scale: 1.0, format };
+                attention(ctx, &op, &mut ViewMut::dense(y, &shape).unwrap(), &mut scratch);
+            }),
+        ));
+    }
     let unary =
         "neg abs exp log sin cos sqrt rsqrt reciprocal square tanh sigmoid silu gelu_tanh gelu_erf relu erf floor";
     let unary = unary.split(' ').map(|name| (name, Instr::Unary(name.parse::<Unary>().unwrap(), 0)));

@@ -110,6 +110,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const ISA: Isa = Isa::Avx2;
 
     #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` is a token, so the processor has AVX2 and FMA.
+        unsafe { enter(kernel) }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m256 {
         // SAFETY: the caller's contract.
         unsafe { _mm256_loadu_ps(ptr) }
@@ -190,6 +196,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn prefetch(self, ptr: *const f32) {
+        // SAFETY: a hint, which faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) };
+    }
+
+    #[inline(always)]
     unsafe fn transpose_8x8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         // SAFETY: the caller's contract; a token means AVX.
         unsafe { transpose_8x8(from, from_stride, to, to_stride) }
@@ -259,6 +271,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
 impl<const VNNI: bool> Dots for Avx2<VNNI> {
     const VNNI: bool = VNNI;
+
+    #[inline(always)]
+    fn call_dots<K: DotKernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` is a token of all that these enter, and with `VNNI` of that too.
+        unsafe { if VNNI { enter_vnni(kernel) } else { enter_dots(kernel) } }
+    }
 
     #[inline(always)]
     fn dot4(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {

@@ -72,6 +72,12 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     const ISA: Isa = Isa::Avx512;
 
     #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` is a token, so the processor has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
+        unsafe { enter(kernel) }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> __m512 {
         // SAFETY: the caller's contract.
         unsafe { _mm512_loadu_ps(ptr) }
@@ -122,6 +128,12 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     #[inline(always)]
     fn any(self, mask: __mmask16) -> bool {
         mask != 0
+    }
+
+    #[inline(always)]
+    fn prefetch(self, ptr: *const f32) {
+        // SAFETY: a hint, which faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) };
     }
 
     #[inline(always)]
@@ -183,6 +195,12 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
 
 impl<const VNNI: bool, const BF16: bool> Dots for Avx512<VNNI, BF16> {
     const VNNI: bool = VNNI;
+
+    #[inline(always)]
+    fn call_dots<K: DotKernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` is a token of all that these enter, and with `VNNI` of that too.
+        unsafe { if VNNI { enter_vnni(kernel) } else { enter_dots(kernel) } }
+    }
 
     #[inline(always)]
     fn dot4(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {

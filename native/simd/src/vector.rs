@@ -31,6 +31,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The instruction set.
     const ISA: Isa;
 
+    /// Runs a kernel in a function of its own, for the same instruction set: what several kernels need is then compiled
+    /// once, and not into each of them.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
     /// Reads `LANES` elements, of any alignment.
     ///
     /// # Safety
@@ -65,6 +69,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: the caller's contract.
         self.select(read, unsafe { self.load_first(ptr, n) }, fill)
     }
+
+    /// Asks for the cache line at `ptr`, which need not be readable, ahead of its use.
+    #[inline(always)]
+    fn prefetch(self, _ptr: *const f32) {}
 
     /// Writes the transpose of an 8 by 8 block, whose rows are `from_stride` and `to_stride` elements apart.
     ///

@@ -7,17 +7,8 @@ use scoregraph_simd::{Kernel, Simd};
 
 use super::product::{Sums, multiply};
 use super::weights::{Running, round_bf16, soften};
-use super::{Matrix, Tile};
+use super::{KEY_BLOCK, QUERY_BLOCK, ROWS, Tile, WIDEST, start_scores};
 use crate::gemm::{self, Float as Floats, PANEL, Rows};
-
-/// Query rows whose scores exist at a time, 24 KiB of them: a multiple of the rows of every register tile.
-pub(super) const ROWS: usize = 24;
-/// Keys whose scores exist at a time.
-const KEY_BLOCK: usize = 256;
-/// Query rows that go through a block of keys before the next one: that block is read from the second-level cache.
-const QUERY_BLOCK: usize = 8 * ROWS;
-/// Floats of the widest vector.
-const WIDEST: usize = 16;
 
 /// Floats of scratch of a tile.
 pub(super) fn scratch(keys: usize, dim: usize) -> usize {
@@ -164,29 +155,6 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                 unsafe { y.write_scaled(s, block + row, &sums[..dim], 1.0 / running[row].total) };
             }
         }
-    }
-}
-
-/// What the scores of a row start from: the mask, or 0; and -inf past the last key.
-///
-/// # Safety
-/// `width` elements of the mask from `at` on are readable.
-#[inline(always)]
-unsafe fn start_scores<S: Simd>(s: S, mask: Option<Matrix>, at: (usize, usize), to: &mut [f32], width: usize) {
-    let (real, rest) = to.split_at_mut(width);
-    rest.fill(f32::NEG_INFINITY);
-    match mask {
-        // SAFETY: the caller's contract.
-        Some(mask) => unsafe {
-            mask.read(
-                s,
-                at,
-                real,
-                #[inline(always)]
-                |x| x,
-            );
-        },
-        None => real.fill(0.0),
     }
 }
 

@@ -23,6 +23,32 @@ impl Matrix {
         self.ptr.wrapping_add(row * self.rows)
     }
 
+    /// `n` elements from `(row, col)` on as a vector, the other lanes 0, while rows further on are asked for.
+    ///
+    /// # Safety
+    /// The elements are readable, and there are no more of them than lanes.
+    #[inline(always)]
+    pub(super) unsafe fn vector<S: Simd>(&self, s: S, (row, col): (usize, usize), n: usize) -> S::F {
+        /// Rows from one that is read to the one asked for: some hundred cycles of work on rows in between.
+        const AHEAD: usize = 8;
+        let from = self.row(row).wrapping_add(col * self.cols);
+        s.prefetch(from.wrapping_add(AHEAD * self.rows));
+        // SAFETY: the caller's contract.
+        unsafe {
+            if self.cols != 1 {
+                let mut lanes = [0.0; 16];
+                for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+                    *lane = *from.add(i * self.cols);
+                }
+                s.load(lanes.as_ptr())
+            } else if n == S::LANES {
+                s.load(from)
+            } else {
+                s.load_first(from, n)
+            }
+        }
+    }
+
     /// The elements from `(row, col)` on, as many as `to` has, each through `f`.
     ///
     /// # Safety
@@ -36,18 +62,22 @@ impl Matrix {
         f: impl Fn(S::F) -> S::F,
     ) {
         let from = self.row(row).wrapping_add(col * self.cols);
-        for (i, chunk) in to.chunks_mut(S::LANES).enumerate() {
-            let n = chunk.len();
-            // SAFETY: the caller's contract; only the elements of `chunk` are written.
-            unsafe {
-                if self.cols == 1 {
-                    s.store_first(chunk.as_mut_ptr(), f(s.load_first(from.add(i * S::LANES), n)), n);
-                } else {
-                    for (j, to) in chunk.iter_mut().enumerate() {
-                        *to = *from.add((i * S::LANES + j) * self.cols);
-                    }
-                    s.store_first(chunk.as_mut_ptr(), f(s.load_first(chunk.as_ptr(), n)), n);
-                }
+        if self.cols != 1 {
+            for (i, to) in to.iter_mut().enumerate() {
+                // SAFETY: the caller's contract.
+                *to = unsafe { *from.add(i * self.cols) };
+            }
+        }
+        let from = if self.cols == 1 { from } else { to.as_ptr() };
+        let whole = to.len() - to.len() % S::LANES;
+        // SAFETY: whole vectors below `whole`, then what is left of the row.
+        unsafe {
+            for i in (0..whole).step_by(S::LANES) {
+                s.store(to.as_mut_ptr().add(i), f(s.load(from.add(i))));
+            }
+            let rest = to.len() - whole;
+            if rest > 0 {
+                s.store_first(to.as_mut_ptr().add(whole), f(s.load_first(from.add(whole), rest)), rest);
             }
         }
     }
@@ -59,17 +89,24 @@ impl Matrix {
     #[inline(always)]
     pub(super) unsafe fn write_scaled<S: Simd>(&self, s: S, row: usize, from: &[f32], scale: f32) {
         let to = self.row(row).cast_mut();
-        for (i, chunk) in from.chunks(S::LANES).enumerate() {
-            // SAFETY: the caller's contract; only the elements of `chunk` are read.
-            unsafe {
-                if self.cols == 1 {
-                    let v = s.mul(s.splat(scale), s.load_first(chunk.as_ptr(), chunk.len()));
-                    s.store_first(to.add(i * S::LANES), v, chunk.len());
-                } else {
-                    for (j, from) in chunk.iter().enumerate() {
-                        to.add((i * S::LANES + j) * self.cols).write(scale * from);
-                    }
-                }
+        if self.cols != 1 {
+            for (i, from) in from.iter().enumerate() {
+                // SAFETY: the caller's contract.
+                unsafe { to.add(i * self.cols).write(scale * from) };
+            }
+            return;
+        }
+        let scale = s.splat(scale);
+        let whole = from.len() - from.len() % S::LANES;
+        // SAFETY: whole vectors below `whole`, then what is left of the row.
+        unsafe {
+            for i in (0..whole).step_by(S::LANES) {
+                s.store(to.add(i), s.mul(scale, s.load(from.as_ptr().add(i))));
+            }
+            let rest = from.len() - whole;
+            if rest > 0 {
+                let v = s.mul(scale, s.load_first(from.as_ptr().add(whole), rest));
+                s.store_first(to.add(whole), v, rest);
             }
         }
     }

@@ -1,14 +1,25 @@
 //! `attention`: `softmax(scale * q kᵀ + mask) v`, head by head, without storing all scores.
 
+mod bytes;
 mod float;
+mod integer;
 mod matrix;
 mod product;
 mod weights;
 
-use scoregraph_simd::Disjoint;
+use scoregraph_simd::{Disjoint, Simd};
 
 use crate::{Context, View, ViewMut};
 use matrix::Matrix;
+
+/// Query rows whose scores exist at a time, 24 KiB of them: a multiple of the rows of every register tile.
+const ROWS: usize = 24;
+/// Keys whose scores exist at a time.
+const KEY_BLOCK: usize = 256;
+/// Query rows that go through a block of keys before the next one: that block is read from the second-level cache.
+const QUERY_BLOCK: usize = 8 * ROWS;
+/// Floats of the widest vector.
+const WIDEST: usize = 16;
 
 /// The arithmetic of the two products (docs/plan-format.md, Formats).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +29,8 @@ pub enum Format {
     F32,
     /// Operands and weights rounded to bf16, sums in float32.
     Bf16,
+    /// Operands and weights in 8 bits, exact sums.
+    I8,
 }
 
 /// The operands of `attention` beside y.
@@ -37,9 +50,19 @@ pub struct Attention<'a> {
     pub format: Format,
 }
 
+/// Floats of a cache line: vectors that begin in the middle of one take twice as long to read.
+const LINE: usize = 16;
+
 /// How many floats of scratch [`attention`] needs for `keys` keys of `dim` elements.
-pub fn attention_scratch(keys: usize, dim: usize, _format: Format, threads: usize) -> usize {
-    float::scratch(keys, dim) * threads
+pub fn attention_scratch(keys: usize, dim: usize, format: Format, threads: usize) -> usize {
+    scratch_of_thread(keys, dim, format) * threads + LINE
+}
+
+fn scratch_of_thread(keys: usize, dim: usize, format: Format) -> usize {
+    match format {
+        Format::F32 | Format::Bf16 => float::scratch(keys, dim),
+        Format::I8 => integer::scratch(keys, dim),
+    }
 }
 
 /// Computes `op` into `y` \[n, H, S, D\]. A row whose keys are all masked with -inf is NaN.
@@ -56,13 +79,14 @@ pub fn attention(ctx: &Context, op: &Attention, y: &mut ViewMut, scratch: &mut [
         return;
     }
     let threads = ctx.pool.threads();
-    let per_thread = attention_scratch(keys, dim, op.format, 1);
-    assert!(scratch.len() >= threads * per_thread);
+    let per_thread = scratch_of_thread(keys, dim, op.format);
+    let (_, scratch) = scratch.split_at_mut(scratch.as_ptr().align_offset(4 * LINE).min(LINE));
+    assert!(scratch.len() >= threads * per_thread, "the scratch is too small");
     let scratch = Disjoint::new(scratch);
     let y: &ViewMut = y;
 
     let parts = parts_of_head(n * heads, queries, threads);
-    let rows = queries.div_ceil(parts).next_multiple_of(float::ROWS);
+    let rows = queries.div_ceil(parts).next_multiple_of(ROWS);
     let parts = queries.div_ceil(rows);
     ctx.pool.run(n * heads * parts, &|tile, thread| {
         let (head, first) = (tile / parts, tile % parts * rows);
@@ -83,6 +107,7 @@ pub fn attention(ctx: &Context, op: &Attention, y: &mut ViewMut, scratch: &mut [
         match op.format {
             Format::F32 => ctx.isa.dispatch(float::Float::<false> { tile, scratch }),
             Format::Bf16 => ctx.isa.dispatch(float::Float::<true> { tile, scratch }),
+            Format::I8 => ctx.isa.dispatch_dots(integer::Integer { tile, scratch }),
         }
     });
 }
@@ -92,7 +117,7 @@ pub fn attention(ctx: &Context, op: &Attention, y: &mut ViewMut, scratch: &mut [
 fn parts_of_head(heads: usize, queries: usize, threads: usize) -> usize {
     /// Query rows whose products take as long as packing.
     const PACKING: usize = 12;
-    let most = if threads == 1 { 1 } else { queries.div_ceil(float::ROWS).min(4 * threads) };
+    let most = if threads == 1 { 1 } else { queries.div_ceil(ROWS).min(4 * threads) };
     let time = |parts: usize| (heads * parts).div_ceil(threads) * (queries.div_ceil(parts) + PACKING);
     (1..=most.max(1)).min_by_key(|&parts| time(parts)).unwrap_or(1)
 }
@@ -110,4 +135,27 @@ struct Tile {
     queries: (usize, usize),
     keys: usize,
     dim: usize,
+}
+
+/// What the scores of a row start from: the mask, or 0; and -inf past the last key.
+///
+/// # Safety
+/// `width` elements of the mask from `at` on are readable.
+#[inline(always)]
+unsafe fn start_scores<S: Simd>(s: S, mask: Option<Matrix>, at: (usize, usize), to: &mut [f32], width: usize) {
+    let (real, rest) = to.split_at_mut(width);
+    rest.fill(f32::NEG_INFINITY);
+    match mask {
+        // SAFETY: the caller's contract.
+        Some(mask) => unsafe {
+            mask.read(
+                s,
+                at,
+                real,
+                #[inline(always)]
+                |x| x,
+            );
+        },
+        None => real.fill(0.0),
+    }
 }

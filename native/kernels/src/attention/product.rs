@@ -34,7 +34,7 @@ pub(super) unsafe fn multiply<S: Simd, P: Product<S>>(
     /// Arms of tile sizes, `rows x panels => vectors in a row`: the first that fits what is left is taken.
     macro_rules! tiles {
         ($row:ident, $panel:ident, $width:ident: $($rows:literal x $panels:literal => $vectors:literal),* $(,)?) => {
-            $(if $rows <= P::most_rows() && $panels <= P::most_panels($rows) && $width == $panels && rows - $row >= $rows {
+            $(if const { $rows <= P::MOST_ROWS && $panels <= P::MOST_PANELS[$rows] } && $width == $panels && rows - $row >= $rows {
                 // SAFETY: `row + ROWS <= rows` and `panel + width <= panels`; the caller's contract.
                 unsafe {
                     let a = Rows { ptr: a.ptr.add($row * a.stride), ..a };
@@ -46,7 +46,7 @@ pub(super) unsafe fn multiply<S: Simd, P: Product<S>>(
             })*
         };
     }
-    let most = P::most_panels(rows.min(P::most_rows()));
+    let most = P::MOST_PANELS[rows.min(P::MOST_ROWS)];
     let mut panel = 0;
     while panel < panels {
         let width = even_share(panels - panel, most);

@@ -72,6 +72,39 @@ pub(super) fn soften<S: Simd, const BF16: bool>(
     (Running { largest, total: before.total * shrink + total }, shrink)
 }
 
+/// The same in bytes: `weights` are 255 for the largest score so far, and their sum is exact.
+#[inline(always)]
+pub(super) fn soften_bytes<S: Simd>(
+    s: S,
+    scores: &[f32],
+    largest: f32,
+    before: Running,
+    weights: &mut [f32],
+) -> (Running, f32) {
+    /// Added to a small float, it leaves the nearest whole number in the lowest bits.
+    const ROUND: f32 = 1.5 * (1u32 << 23) as f32;
+    assert!(size_of_val(weights) >= scores.len());
+    let largest = if before.largest > largest { before.largest } else { largest };
+    let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
+    let (base, top, round) = (s.splat(base), s.splat(255.0), s.splat(ROUND));
+    let bytes: *mut u8 = weights.as_mut_ptr().cast();
+    let mut total = s.splat_i(0);
+    for (i, chunk) in scores.chunks_exact(S::LANES).enumerate() {
+        // SAFETY: the chunk is a vector, and there is a byte for each of its elements.
+        unsafe {
+            let e = math::exp_coarse(s, s.sub(s.load(chunk.as_ptr()), base));
+            let rounded = s.bits(s.mul_add(e, top, round));
+            total = s.add_i(total, rounded);
+            s.store_bytes(bytes.add(i * S::LANES), rounded, S::LANES);
+        }
+    }
+    // What ROUND put into the sum; integers wrap.
+    let surplus = (ROUND.to_bits() as i32).wrapping_mul((scores.len() / S::LANES) as i32);
+    let total = s.reduce_add(s.to_f(s.sub_i(total, s.splat_i(surplus))));
+    let shrink = if before.largest == f32::NEG_INFINITY { 1.0 } else { (before.largest - largest).exp() };
+    (Running { largest, total: before.total * shrink + total }, shrink)
+}
+
 /// `2^n` for a whole `n` that is not positive, 0 where it would be subnormal; NaN for NaN.
 fn power_of_two(n: f32) -> f32 {
     if n >= -126.0 {

@@ -67,14 +67,18 @@ pub fn isas() -> impl Iterator<Item = Isa> {
 /// Runs `f` with every instruction set on one thread and on three, and asserts that threads change no bits. Returns the
 /// results of the instruction sets.
 pub fn everywhere(f: impl Fn(&Context) -> Vec<f32>) -> Vec<(Isa, Vec<f32>)> {
-    isas()
-        .map(|isa| {
-            let serial = f(&Context { isa, pool: &Serial });
-            let parallel = f(&Context { isa, pool: &Threads(3) });
-            assert_eq!(bits(&serial), bits(&parallel), "{}: threads change the result", isa.name());
-            (isa, serial)
-        })
-        .collect()
+    everywhere_on(isas(), f)
+}
+
+/// The same with the given instruction sets.
+pub fn everywhere_on(isas: impl Iterator<Item = Isa>, f: impl Fn(&Context) -> Vec<f32>) -> Vec<(Isa, Vec<f32>)> {
+    isas.map(|isa| {
+        let serial = f(&Context { isa, pool: &Serial });
+        let parallel = f(&Context { isa, pool: &Threads(3) });
+        assert_eq!(bits(&serial), bits(&parallel), "{}: threads change the result", isa.name());
+        (isa, serial)
+    })
+    .collect()
 }
 
 pub fn bits(values: &[f32]) -> Vec<u32> {

@@ -43,6 +43,7 @@ pub(super) fn attention(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
     let format = match args.optional_text("format")? {
         None | Some("f32") => Format::F32,
         Some("bf16") => Format::Bf16,
+        Some("i8") => Format::I8,
         Some(_) => return Err(args.wrong("format", "f32, bf16 or i8")),
     };
     Ok(Box::new(Attention { keys, dim, scale: args.number("scale")?, format, q, k, v, mask, y }))
