@@ -148,6 +148,7 @@ def run(
     batch: Batch = 1,
     threads: Threads = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Arrays (.npy, .npz) or a picture (.png).")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Say what memory the run took.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a saved plan. Torch is not needed, nothing in the folder is trusted or executed."""
@@ -165,7 +166,23 @@ def run(
         run_s=round(finished - loaded, 3),
         samples=batch,
         **_counted(plan),
+        **(_memory(plan, batch) if stats else {}),
     )
+
+
+def _memory(plan: runtime.CompiledPlan, batch: int) -> dict[str, float]:
+    """What a run took, in MB: as planned, and the most that the process ever held of the machine's memory."""
+    import resource  # not on every system
+
+    planned = plan.memory(batch)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = {
+        "weights_mb": planned.weights,
+        "largest_live_set_mb": planned.largest_live_set,
+        "arena_mb": planned.arena,
+        "peak_of_process_mb": peak,
+    }
+    return {name: round(nbytes / 1e6, 2) for name, nbytes in found.items()}
 
 
 # --- show, explain, doctor, cache --------------------------------------------------------------

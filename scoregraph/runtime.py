@@ -6,7 +6,7 @@ import operator
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from scoregraph.errors import BadInput, BatchMismatch, CannotWrite, Location, Mi
 from scoregraph.plan import files
 from scoregraph.plan.dims import at, has_batch, parse_dim
 from scoregraph.plan.schema import InputSpec, Plan
+
+if TYPE_CHECKING:
+    from scoregraph.passes.plan.plan_memory import Memory
 
 _NUMPY = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64), "u8": np.dtype(np.uint8)}
 ArrayLike = Any
@@ -144,6 +147,12 @@ class CompiledPlan:
         one call of the network is one call and two evaluations.
         """
         return self.program.counters()
+
+    def memory(self, batch: int = 1) -> Memory:
+        """Bytes that a run of ``batch`` samples takes: weights, the largest live set, the arena that holds it."""
+        from scoregraph.passes.plan.plan_memory import memory
+
+        return memory(self.plan, batch)
 
     @property
     def draws(self) -> tuple[int, ...] | None:

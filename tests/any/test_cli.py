@@ -89,8 +89,13 @@ def test_compile_then_run(ok):
     assert report["files"] == ["plan"]
     assert report["plan"].startswith("<plan toy for reference: tilt -> sample")
     np.save("tilt.npy", np.full(4, 0.25))
-    out = ok("run", "plan", "--set", "tilt=@tilt.npy", "--seed", 9, "--batch", 2, "--out", "made.npy", "--json")
-    assert json.loads(out)["load_ms"] > 0
+    out = ok(
+        "run", "plan", "--set", "tilt=@tilt.npy", "--seed", 9, "--batch", 2, "--out", "made.npy", "--stats", "--json"
+    )
+    told, planned = json.loads(out), sg.load("plan").memory(2)
+    assert told["load_ms"] > 0
+    assert told["arena_mb"] == round(planned.arena / 1e6, 2)
+    assert 0 <= told["largest_live_set_mb"] <= told["arena_mb"] < told["peak_of_process_mb"]
     expected = sg.load("plan").run(tilt=0.25, seed=9, batch=2)["sample"]
     np.testing.assert_array_equal(np.load("made.npy"), expected)
 

@@ -8,14 +8,16 @@ for every B if they are apart for B = 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 from scoregraph.passes.base import Fuel, PassResult
 from scoregraph.passes.plan.liveness import Interval, intervals
 from scoregraph.plan.dims import has_batch, parse_dim, per_unit
 from scoregraph.plan.draft import Draft
-from scoregraph.plan.schema import Buffer, Slot
+from scoregraph.plan.schema import Buffer, Plan, Slot
 
 ALIGN = 64
 ITEM = {"f32": 4, "i64": 8, "u8": 1, "u7": 1, "bf16": 2}
@@ -28,7 +30,8 @@ class PlanMemory:
     name: ClassVar[str] = "plan-memory"
 
     def run(self, module: Draft, fuel: Fuel | None = None) -> PassResult[Draft]:
-        """Counters: bytes per sample and fixed bytes of the arenas, and what they would be without sharing.
+        """Counters: bytes per sample and fixed bytes of the arenas, and what they would be without sharing; and the
+        bytes that are in use at once for one sample, below which no arrangement can go.
 
         Every buffer needs its place, so this takes no fuel."""
         plan = module.plan
@@ -46,10 +49,47 @@ class PlanMemory:
                 slots[number] = Slot(space=space, offset=offset)
             counters[f"{space}_bytes"] = max((o + s for o, s, _ in placed), default=0)
             counters[f"{space}_bytes_unshared"] = sum(size for size, _ in members)
+        counters["largest_live_set"] = largest_live_set(plan, live, 1)
         buffers = tuple(b.model_copy(update={"slot": slots[b.id]}) if b.id in slots else b for b in plan.buffers)
         return PassResult(
             Draft(plan.model_copy(update={"buffers": buffers}), module.arrays), rewrites=len(slots), counters=counters
         )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run takes, in bytes. The arena is at least the largest live set; gaps between buffers make it larger."""
+
+    weights: int
+    largest_live_set: int
+    arena: int
+
+    @property
+    def total(self) -> int:
+        """Weights and arena."""
+        return self.weights + self.arena
+
+
+def memory(plan: Plan, batch: int) -> Memory:
+    """What a run of ``batch`` samples of a planned plan takes, beside scratch space of the device's kernels."""
+    ends = {"batch": 0, "fixed": 0}
+    for buffer in plan.buffers:
+        if buffer.slot is not None:
+            ends[buffer.slot.space] = max(ends[buffer.slot.space], buffer.slot.offset + nbytes(buffer))
+    weights = sum(constant.nbytes for constant in plan.constants)
+    return Memory(weights, largest_live_set(plan, intervals(plan), batch), ends["batch"] * batch + ends["fixed"])
+
+
+def largest_live_set(plan: Plan, live: Mapping[int, Interval], batch: int) -> int:
+    """The most bytes that hold values somebody still needs at any one call of a run of ``batch`` samples."""
+    changes: dict[int, int] = {}
+    for buffer in plan.buffers:
+        if buffer.view is None and buffer.id in live:
+            size = nbytes(buffer) * (batch if _space(buffer) == "batch" else 1)
+            first, last = live[buffer.id].first, live[buffer.id].last
+            changes[first] = changes.get(first, 0) + size
+            changes[last + 1] = changes.get(last + 1, 0) - size
+    return max(accumulate(changes[position] for position in sorted(changes)), default=0)
 
 
 def nbytes(buffer: Buffer) -> int:

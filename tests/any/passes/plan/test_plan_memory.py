@@ -6,12 +6,13 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from drafts import drafts, given, loop, output, pointwise, run, same, trace
+from drafts import conditioned, drafts, given, loop, output, pointwise, run, same, trace
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
+from hypothesis import strategies as st
 
 from scoregraph.passes.plan.liveness import intervals
-from scoregraph.passes.plan.plan_memory import PlanMemory, nbytes
+from scoregraph.passes.plan.plan_memory import PlanMemory, memory, nbytes
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter
 
@@ -112,6 +113,31 @@ def test_a_chain_needs_two_places():
     assert result.counters["batch_bytes"] == 2 * 64
     assert result.counters["batch_bytes_unshared"] == 6 * 64
     assert result.rewrites == 6
+
+
+@FEW
+@for_all(drafts(), st.integers(1, 4))
+def test_the_largest_live_set_is_what_is_needed_at_one_call(draft: Draft, batch: int):
+    plan = PlanMemory().run(draft).module.plan
+    found, live = memory(plan, batch), intervals(plan)
+    calls = sum(len(segment.calls) for segment in plan.segments)
+    needed = [
+        sum(
+            nbytes(b) * (batch if b.slot is not None and b.slot.space == "batch" else 1)
+            for b in plan.buffers
+            if b.view is None and b.id in live and live[b.id].first <= position <= live[b.id].last
+        )
+        for position in range(calls + 1)
+    ]
+    assert found.largest_live_set == max(needed)
+    assert found.arena >= found.largest_live_set
+
+
+def test_the_arena_of_a_network_is_its_largest_live_set():
+    plan = PlanMemory().run(conditioned()).module.plan
+    found = memory(plan, 3)
+    assert found.largest_live_set <= found.arena <= 1.2 * found.largest_live_set
+    assert memory(plan, 6).arena - found.arena == 3 * PlanMemory().run(conditioned()).counters["batch_bytes"]
 
 
 def test_a_carried_value_keeps_its_place_through_the_loop():
