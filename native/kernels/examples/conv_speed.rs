@@ -143,10 +143,11 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, calls: usize) -> f64 {
 
 /// The best time of a group norm with SiLU over 32 groups.
 fn time_norm(channels: usize, space: usize, quantized: bool, isa: Isa) -> f64 {
-    let (x, vector) = (ramp(channels * space), ramp(channels));
+    let (x, bias) = (ramp(channels * space), ramp(channels));
+    let bias = Some(&bias[..]);
     let x = View::dense(&x, &[1, channels, space]).unwrap();
-    let (weight, bias) = (Some(&vector[..]), Some(&vector[..]));
-    let op = GroupNorm { channels, groups: 32, eps: 1e-5, weight, bias, scale: None, shift: None, act: Act::Silu };
+    let op =
+        GroupNorm { channels, groups: 32, eps: 1e-5, weight: None, bias, scale: None, shift: None, act: Act::Silu };
     let (mut floats, mut bytes) = (vec![0.0; channels * space], vec![0; channels * space]);
     let (mut grid, mut scratch) = ([0.0; 2], vec![0.0; group_norm_scratch(1, channels)]);
     best(100, || {

@@ -278,6 +278,22 @@ fn quads_of_many_tiles() {
     check_quantized(&Case::new([2, 6, 3, 2 * 2048 + 19], [true; 4], Act::Silu, 3), 255, 2);
 }
 
+/// The extremes of SiLU: rows that reach its bottom, stay right or left of it, or have only elements far from it on both sides.
+#[test]
+fn extremes_of_silu_are_those_of_all_values() {
+    for (seed, gain, offset) in
+        [(1, 1.0, 0.0), (2, 0.2, 0.5), (3, 0.2, -3.0), (4, 0.3, -1.2), (5, 3.0, 0.0), (6, 0.01, -1.27)]
+    {
+        let mut case = Case::new([1, 4, 2, 1500 + seed], [true, true, false, false], Act::Silu, seed as u64);
+        case.affine = [Some(vec![gain; 4]), Some(vec![offset; 4])];
+        check_quantized(&case, 255, 1);
+        for x in &mut case.x {
+            *x = x.signum();
+        }
+        check_quantized(&case, 255, 1);
+    }
+}
+
 #[test]
 fn a_nan_makes_its_grid_row_nan() {
     let mut case = Case::new([2, 4, 2, 50], [true; 4], Act::Silu, 0);
