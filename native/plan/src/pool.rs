@@ -1,8 +1,9 @@
 //! A parking thread pool: the caller works too, idle threads spin for some microseconds and then sleep.
 //!
-//! One job at a time: `tiles` numbered pieces of work, handed out by an atomic counter. A sleeping thread that wakes
-//! too late simply finds the job closed; nobody ever waits for it. Which thread runs a tile never changes a result
-//! (kernels split rows and columns, never sums), so a pool of any size computes the same bits.
+//! One job at a time: `tiles` numbered pieces of work. Every thread has an equal run of them of its own, so that what it
+//! wrote in one call is in its cache for the next, and helps the others when it is done. A sleeping thread that wakes too
+//! late simply finds the job closed; nobody ever waits for it. Which thread runs a tile never changes a result (kernels
+//! split rows and columns, never sums), so a pool of any size computes the same bits.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -33,9 +34,14 @@ const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 const EPOCH_SHIFT: u32 = 32;
 
+/// The next tile of a thread's run, on a pair of cache lines of its own.
+#[repr(align(128))]
+struct Cursor(AtomicUsize);
+
 struct Shared {
     gate: AtomicU64,
-    next: AtomicUsize,
+    /// One for each thread.
+    next: Box<[Cursor]>,
     job: UnsafeCell<Option<Job>>,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -52,21 +58,34 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Runs tiles until none is left. A panic is kept for the caller of `run`, so that a thread never dies.
+    /// The first tile of a thread's run; that of the next thread ends it.
+    fn first_tile(&self, tiles: usize, thread: usize) -> usize {
+        // In 128 bits, since tiles may be as many as there are elements.
+        (tiles as u128 * thread as u128 / self.next.len() as u128) as usize
+    }
+
+    /// Runs the tiles of the thread's own run and then those left of the others', until there is none. A panic is kept for
+    /// the caller of `run`, so that a thread never dies.
     fn work(&self, job: Job, thread: usize) {
         // SAFETY: `run` keeps the closure alive until the gate is closed and nobody is inside.
         let tile = unsafe { &*job.tile };
+        let threads = self.next.len();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= job.tiles {
-                    break;
+            for owner in (thread..threads).chain(0..thread) {
+                let end = self.first_tile(job.tiles, owner + 1);
+                let Cursor(next) = &self.next[owner];
+                // Looked at before it is taken from, so that a run which is done costs no write to a line others read.
+                while next.load(Ordering::Relaxed) < end {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= end {
+                        break;
+                    }
+                    tile(index, thread);
                 }
-                tile(index, thread);
             }
         }));
         if outcome.is_err() {
-            self.next.store(job.tiles, Ordering::Relaxed);
+            self.next.iter().for_each(|Cursor(next)| next.store(job.tiles, Ordering::Relaxed));
             self.panicked.store(true, Ordering::Release);
         }
     }
@@ -151,7 +170,7 @@ impl Pool {
         let threads = check_count(threads)?;
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
+            next: (0..threads).map(|_| Cursor(AtomicUsize::new(0))).collect(),
             job: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -230,7 +249,9 @@ impl Parallel for Pool {
         let job = Job { tile, tiles };
         // SAFETY: the gate is closed and empty, and `turn` is held; see `Sync for Shared`.
         unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Ordering::Relaxed);
+        for (thread, Cursor(next)) in shared.next.iter().enumerate() {
+            next.store(shared.first_tile(tiles, thread), Ordering::Relaxed);
+        }
         let epoch = (shared.gate.load(Ordering::Relaxed) >> EPOCH_SHIFT).wrapping_add(1) & 0xFFFF_FFFF;
         // 0 means "nothing seen yet" to a fresh worker, so no job has that number.
         let epoch = epoch.max(1);
@@ -287,6 +308,36 @@ mod tests {
                 assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 50));
             }
         }
+    }
+
+    /// Where no thread is late, each runs its own tiles; where one is, the others run them.
+    #[test]
+    fn threads_run_their_own_tiles_and_then_the_others() {
+        let pool = Pool::new(2).unwrap();
+        let ran_by: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(9)).collect();
+        let both = std::sync::Barrier::new(2);
+        pool.run(100, &|tile, thread| {
+            if tile == 0 || tile == 50 {
+                // The first tiles of both runs: nobody goes on before the other has begun.
+                both.wait();
+            }
+            ran_by[tile].store(thread, Ordering::Relaxed);
+        });
+        let ran_by: Vec<usize> = ran_by.into_iter().map(AtomicUsize::into_inner).collect();
+        assert_eq!((ran_by[0], ran_by[50]), (0, 1), "{ran_by:?}");
+        let (helped, held_up) = (AtomicBool::new(false), AtomicUsize::new(usize::MAX));
+        pool.run(64, &|tile, thread| {
+            if tile == 0 {
+                held_up.store(thread, Ordering::SeqCst);
+                let begun = Instant::now();
+                while !helped.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(20) {
+                    std::thread::yield_now();
+                }
+            } else if tile < 32 && thread != held_up.load(Ordering::SeqCst) {
+                helped.store(true, Ordering::Relaxed);
+            }
+        });
+        assert!(helped.into_inner(), "the tiles behind one that takes long are run by the other thread");
     }
 
     #[test]
