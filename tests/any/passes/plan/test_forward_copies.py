@@ -13,7 +13,7 @@ from scoregraph.passes.lower import shape as shapes
 from scoregraph.passes.plan.forward_copies import ForwardCopies
 from scoregraph.passes.plan.plan_memory import PlanMemory
 from scoregraph.plan.dims import Batch
-from scoregraph.plan.draft import Draft, Drafter
+from scoregraph.plan.draft import Draft, Drafter, Value
 from scoregraph.plan.schema import Repeat
 from scoregraph.plan.text import plan_text
 
@@ -47,6 +47,27 @@ def test_parts_of_a_concatenation_are_written_in_place():
     assert ops(made) == ["pointwise", "pointwise"]
     assert "b4[0:18x6x1] : f32[B, 3, 2] = pointwise(x0=b0, program=silu 0)" in plan_text(made.plan)
     assert "b4[2:18x6x1] : f32[B, 3, 4] = pointwise(x0=b2, program=exp 0)" in plan_text(made.plan)
+
+
+def convolved(order: tuple[int, ...]) -> Draft:
+    """Two convolutions side by side in one image, of which the second is permuted first."""
+    d = Drafter("convolved", "reference")
+    d.begin("once")
+    parts = list[Value]()
+    for name, turn in (("a", (0, 1, 2, 3)), ("b", order)):
+        x = given(d, name, 2, 4, 4)
+        y = d.new(x.shape, name=f"of {name}")
+        w = d.constant(np.linspace(-1, 1, 36).reshape(2, 2, 3, 3).astype(np.float32), "w")
+        attrs = {"stride": [1, 1], "padding": [1, 1, 1, 1], "up": [1, 1], "act": "none"}
+        d.call("conv2d", {"x": x, "w": w}, {"y": y}, attrs, name)
+        parts.append(shapes.permute(y, turn))
+    output(d, "y", shapes.concatenate(d, parts, 1, "cat"))
+    return d.build()
+
+
+def test_convolutions_write_slices_of_channels_but_no_permuted_pixels():
+    assert ops(check(convolved((0, 1, 2, 3)))) == ["conv2d", "conv2d"]
+    assert ops(check(convolved((0, 1, 3, 2)))) == ["conv2d", "conv2d", "copy"]
 
 
 @pytest.mark.parametrize("order", [(0, 2, 1, 3), (0, 3, 1, 2), (0, 1, 3, 2), (0, 3, 2, 1)])
