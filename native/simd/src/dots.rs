@@ -12,6 +12,9 @@ pub trait Dots: Simd {
     /// Whether [`Dots::dot4`] is one instruction.
     const VNNI: bool;
 
+    /// [`Simd::call`] for a kernel over [`Dots`].
+    fn call_dots<K: DotKernel>(self, kernel: K) -> K::Output;
+
     /// `sum + a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3` in every lane, a unsigned and b signed; the sum wraps.
     fn dot4(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
 

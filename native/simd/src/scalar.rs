@@ -1,8 +1,8 @@
 //! The scalar twin: one lane of plain Rust.
 
-use crate::dots::Dots;
+use crate::dots::{DotKernel, Dots};
 use crate::isa::Isa;
-use crate::vector::Simd;
+use crate::vector::{Kernel, Simd};
 
 /// Token of the scalar twin; it exists everywhere.
 #[derive(Clone, Copy)]
@@ -15,6 +15,10 @@ impl Simd for Scalar {
 
     const LANES: usize = 1;
     const ISA: Isa = Isa::Scalar;
+
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     unsafe fn load(self, ptr: *const f32) -> f32 {
@@ -252,6 +256,10 @@ fn join([low, high]: [i32; 2]) -> i32 {
 
 impl Dots for Scalar {
     const VNNI: bool = false;
+
+    fn call_dots<K: DotKernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn dot4(self, sum: i32, a: i32, b: i32) -> i32 {

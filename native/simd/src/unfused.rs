@@ -1,7 +1,7 @@
 //! An instruction set whose multiply-add rounds twice, as the scalar twin's does.
 
 use crate::isa::Isa;
-use crate::vector::Simd;
+use crate::vector::{Kernel, Simd};
 
 /// The vectors of `S`, never fusing: functions of [`crate::math`] then have the same bits on every instruction set.
 #[derive(Clone, Copy)]
@@ -39,6 +39,12 @@ impl<S: Simd> Simd for Unfused<S> {
 
     const LANES: usize = S::LANES;
     const ISA: Isa = S::ISA;
+
+    // Not through `S`, which would fuse.
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn mul_add(self, a: S::F, b: S::F, c: S::F) -> S::F {

@@ -9,10 +9,13 @@ mod panels;
 mod product;
 mod tile;
 
+use std::ops::Range;
+
 pub(crate) use pack::{PANEL, pack, packed_len};
 pub(crate) use panels::{BLOCK_WORDS, Panels, Storage, flush_subnormal};
-pub(crate) use product::{Bf16, Chains, Exact, Float, Pairs, Product, Singles};
-use scoregraph_simd::Simd;
+pub(crate) use product::{Bf16, Exact, Float, Product};
+use product::{Chains, Pairs, Singles};
+use scoregraph_simd::{DotKernel, Dots, Kernel, Simd};
 
 /// Words of k that a pass goes through: three panels of them (24 KiB) stay in the first-level cache while the rows of A
 /// go by. Even, so that pairs are not torn apart.
@@ -48,39 +51,99 @@ pub(crate) unsafe fn multiply<S: Simd>(
     c: Rows<*mut f32>,
     accumulate: bool,
 ) {
-    let a = Rows { ptr: a.ptr.cast(), stride: 4 * a.stride };
-    let b = Panels::words(b.ptr.cast(), b.stride / PANEL);
-    let c = Rows { ptr: c.ptr.cast(), stride: c.stride };
+    let of = Multiply {
+        a: Rows { ptr: a.ptr.cast(), stride: 4 * a.stride },
+        rows,
+        b: Panels::words(b.ptr.cast(), b.stride / PANEL),
+        panels: 0..panels,
+        words: 0..k,
+        c: Rows { ptr: c.ptr.cast(), stride: c.stride },
+        accumulate,
+    };
     // SAFETY: the same elements, of which a word each.
-    unsafe { multiply_words(s, Float, a, rows, &b, 0..panels, 0..k, c, accumulate) };
+    unsafe { multiply_floats(s, of) };
 }
 
-/// `c[rows, 16 * panels] = a[rows, words] b[words, panels]`, or `+=` if `accumulate`, for some panels and words of `b`.
-///
-/// The rows of `a` are `stride` bytes apart and begin with the first of the words; c has a word an element.
+/// A product: `c[rows, 16 * panels] = a[rows, words] b[words, panels]`, or `+=` if `accumulate`, for some panels and words of
+/// `b`. Whoever computes it promises that all of its elements are readable, those of `c` writable, and that `c` overlaps
+/// neither `a` nor `b`.
+#[derive(Clone)]
+pub(crate) struct Multiply {
+    /// Rows of bytes, which begin with the first of the words.
+    pub(crate) a: Rows<*const u8>,
+    pub(crate) rows: usize,
+    pub(crate) b: Panels,
+    pub(crate) panels: Range<usize>,
+    pub(crate) words: Range<usize>,
+    /// A word an element.
+    pub(crate) c: Rows<*mut u32>,
+    pub(crate) accumulate: bool,
+}
+
+/// A product of words that are float32.
 ///
 /// # Safety
-/// All of these elements are readable, those of `c` writable, and `c` overlaps neither `a` nor `b`.
+/// See [`Multiply`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "three matrices with their sizes")]
-pub(crate) unsafe fn multiply_words<S: Simd, P: Product<S>>(
-    s: S,
-    product: P,
-    a: Rows<*const u8>,
-    rows: usize,
-    b: &Panels,
-    panels: std::ops::Range<usize>,
-    words: std::ops::Range<usize>,
-    c: Rows<*mut u32>,
-    accumulate: bool,
-) {
-    let most_rows = P::most_rows();
+pub(crate) unsafe fn multiply_floats<S: Simd>(s: S, of: Multiply) {
+    struct Floats(Multiply);
+    impl Kernel for Floats {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            // SAFETY: the contract of `multiply_floats`, which alone makes one.
+            unsafe { multiply_words(s, Float, &self.0) };
+        }
+    }
+    // In a function of its own, which all kernels share: its many sizes of tiles take long to compile.
+    s.call(Floats(of));
+}
+
+/// A product of words that are four bytes, of which products in pairs add up in 16 bits `chain` times; 0: they need 32.
+///
+/// # Safety
+/// See [`Multiply`].
+#[inline(always)]
+pub(crate) unsafe fn multiply_bytes<S: Dots>(s: S, chain: usize, of: Multiply) {
+    struct Bytes(usize, Multiply);
+    impl DotKernel for Bytes {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Dots>(self, s: S) {
+            let Bytes(chain, of) = &self;
+            // SAFETY: the contract of `multiply_bytes`, which alone makes one.
+            unsafe {
+                if const { S::VNNI } {
+                    return multiply_words(s, Exact, of);
+                }
+                match *chain {
+                    0 => multiply_words(s, Exact, of),
+                    1 => multiply_words(s, Singles, of),
+                    2 | 3 => multiply_words(s, Pairs, of),
+                    chain => multiply_words(s, Chains(chain), of),
+                }
+            }
+        }
+    }
+    s.call_dots(Bytes(chain, of));
+}
+
+/// A product.
+///
+/// # Safety
+/// See [`Multiply`].
+#[inline(always)]
+pub(crate) unsafe fn multiply_words<S: Simd, P: Product<S>>(s: S, product: P, of: &Multiply) {
+    let Multiply { a, rows, b, panels, words, c, accumulate } = of.clone();
+    let most_rows = P::MOST_ROWS;
     let mut start = words.start;
     // At least one pass, so that c is set to 0 where k is 0.
     while start == words.start || start < words.end {
         let depth = DEPTH.min(words.end - start);
         let accumulate = accumulate || start > words.start;
-        let most_panels = P::most_panels(rows.min(most_rows));
+        let most_panels = P::MOST_PANELS[rows.min(most_rows)];
         let mut panel = panels.start;
         while panel < panels.end {
             let width = even_share(panels.end - panel, most_panels);

@@ -20,9 +20,9 @@ pub(crate) trait Product<S: Simd>: Copy {
     }
 
     /// The most rows of a tile, as registers allow.
-    fn most_rows() -> usize;
-    /// The most panels of a tile of `rows` rows: few rows leave registers for more panels, whose chains hide the latency.
-    fn most_panels(rows: usize) -> usize;
+    const MOST_ROWS: usize;
+    /// The most panels of a tile of 0, 1, … rows: few rows leave registers for more panels, whose chains hide the latency.
+    const MOST_PANELS: [usize; 9];
 
     /// `LANES` words.
     ///
@@ -142,24 +142,16 @@ macro_rules! integer_sums {
 /// for A; of 16 AVX2 registers, 6 rows by one panel (two registers) take 12, 2 and one.
 macro_rules! large_tiles {
     () => {
-        #[inline(always)]
-        fn most_rows() -> usize {
-            match S::LANES {
-                16 => 8,
-                8 => 6,
-                _ => 3,
-            }
-        }
-
-        #[inline(always)]
-        fn most_panels(rows: usize) -> usize {
-            match (S::LANES, rows) {
-                (16, _) => 3,
-                (8, 0..=2) => 3,
-                (8, 3) => 2,
-                _ => 1,
-            }
-        }
+        const MOST_ROWS: usize = match S::LANES {
+            16 => 8,
+            8 => 6,
+            _ => 3,
+        };
+        const MOST_PANELS: [usize; 9] = match S::LANES {
+            16 => [3; 9],
+            8 => [3, 3, 3, 2, 1, 1, 1, 1, 1],
+            _ => [1; 9],
+        };
     };
 }
 
@@ -208,25 +200,18 @@ impl<S: Dots> Product<S> for Exact {
     integer_sums!();
 
     // Without VNNI, bytes 0 and 2 and bytes 1 and 3 of A and B take registers of their own.
-    #[inline(always)]
-    fn most_rows() -> usize {
-        match (S::LANES, S::VNNI) {
-            (16, true) => 8,
-            (8, true) | (16, false) => 6,
-            (8, false) => 4,
-            _ => 3,
-        }
-    }
-
-    #[inline(always)]
-    fn most_panels(rows: usize) -> usize {
-        match (S::LANES, rows) {
-            (16, _) => 3,
-            (8, 0..=2) => 2,
-            (8, 3) if S::VNNI => 2,
-            _ => 1,
-        }
-    }
+    const MOST_ROWS: usize = match (S::LANES, S::VNNI) {
+        (16, true) => 8,
+        (8, true) | (16, false) => 6,
+        (8, false) => 4,
+        _ => 3,
+    };
+    const MOST_PANELS: [usize; 9] = match (S::LANES, S::VNNI) {
+        (16, _) => [3; 9],
+        (8, true) => [3, 3, 3, 2, 1, 1, 1, 1, 1],
+        (8, false) => [2, 2, 2, 1, 1, 1, 1, 1, 1],
+        _ => [1; 9],
+    };
 
     #[inline(always)]
     fn step(self, s: S, sum: S::I, a: [S::I; 2], b: [S::I; 2]) -> S::I {
@@ -238,23 +223,16 @@ impl<S: Dots> Product<S> for Singles {
     packed_words!();
     integer_sums!();
 
-    #[inline(always)]
-    fn most_rows() -> usize {
-        match S::LANES {
-            16 => 8,
-            8 => 5,
-            _ => 3,
-        }
-    }
-
-    #[inline(always)]
-    fn most_panels(rows: usize) -> usize {
-        match (S::LANES, rows) {
-            (16, _) => 3,
-            (8, 0..=2) => 2,
-            _ => 1,
-        }
-    }
+    const MOST_ROWS: usize = match S::LANES {
+        16 => 8,
+        8 => 5,
+        _ => 3,
+    };
+    const MOST_PANELS: [usize; 9] = match S::LANES {
+        16 => [3; 9],
+        8 => [2, 2, 2, 1, 1, 1, 1, 1, 1],
+        _ => [1; 9],
+    };
 
     #[inline(always)]
     fn step(self, s: S, sum: S::I, a: [S::I; 2], b: [S::I; 2]) -> S::I {
@@ -268,19 +246,12 @@ impl<S: Dots> Product<S> for Pairs {
 
     const STEP: usize = 2;
 
-    #[inline(always)]
-    fn most_rows() -> usize {
-        match S::LANES {
-            16 => 6,
-            8 => 4,
-            _ => 3,
-        }
-    }
-
-    #[inline(always)]
-    fn most_panels(_: usize) -> usize {
-        if S::LANES == 16 { 3 } else { 1 }
-    }
+    const MOST_ROWS: usize = match S::LANES {
+        16 => 6,
+        8 => 4,
+        _ => 3,
+    };
+    const MOST_PANELS: [usize; 9] = if S::LANES == 16 { [3; 9] } else { [1; 9] };
 
     #[inline(always)]
     fn step(self, s: S, sum: S::I, a: [S::I; 2], b: [S::I; 2]) -> S::I {

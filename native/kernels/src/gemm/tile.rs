@@ -21,33 +21,37 @@ pub(super) unsafe fn multiply<S: Simd, P: Product<S>>(
     c: Rows<*mut u32>,
     accumulate: bool,
 ) {
-    /// One arm for each size, `rows x panels => vectors in a row`; those that the product never asks for are not compiled.
+    /// One arm for each size, `rows x panels => vectors in a row`. Those that the product never asks for are not compiled:
+    /// that is what the constant conditions are for.
     macro_rules! sizes {
-        ($($rows:literal x $panels:literal => $vectors:literal),* $(,)?) => {
-            match (rows, panels) {
-                $(($rows, $panels) if $rows <= P::most_rows() && $panels <= P::most_panels($rows) => {
+        ($($rows:literal x $panels:literal => $vectors:literal),* $(,)?) => {$(
+            if const { $rows <= P::MOST_ROWS && $panels <= P::MOST_PANELS[$rows] } {
+                if (rows, panels) == ($rows, $panels) {
                     // SAFETY: the caller's contract.
-                    unsafe { multiply_tile::<S, P, $rows, $vectors>(s, product, a, b, k, c, accumulate) }
-                })*
-                _ => unreachable!("no tile of {rows} rows and {panels} panels"),
+                    return unsafe { multiply_tile::<S, P, $rows, $vectors>(s, product, a, b, k, c, accumulate) };
+                }
             }
-        };
+        )*};
     }
-    if S::LANES == 16 {
+    // The largest first: it is nearly always that.
+    if const { S::LANES == 16 } {
         sizes! {
-            1 x 1 => 1, 2 x 1 => 1, 3 x 1 => 1, 4 x 1 => 1, 5 x 1 => 1, 6 x 1 => 1, 7 x 1 => 1, 8 x 1 => 1,
-            1 x 2 => 2, 2 x 2 => 2, 3 x 2 => 2, 4 x 2 => 2, 5 x 2 => 2, 6 x 2 => 2, 7 x 2 => 2, 8 x 2 => 2,
-            1 x 3 => 3, 2 x 3 => 3, 3 x 3 => 3, 4 x 3 => 3, 5 x 3 => 3, 6 x 3 => 3, 7 x 3 => 3, 8 x 3 => 3,
+            8 x 3 => 3, 7 x 3 => 3, 6 x 3 => 3, 5 x 3 => 3, 4 x 3 => 3, 3 x 3 => 3, 2 x 3 => 3, 1 x 3 => 3,
+            8 x 2 => 2, 7 x 2 => 2, 6 x 2 => 2, 5 x 2 => 2, 4 x 2 => 2, 3 x 2 => 2, 2 x 2 => 2, 1 x 2 => 2,
+            8 x 1 => 1, 7 x 1 => 1, 6 x 1 => 1, 5 x 1 => 1, 4 x 1 => 1, 3 x 1 => 1, 2 x 1 => 1, 1 x 1 => 1,
         }
-    } else if S::LANES == 8 {
-        sizes! {
-            1 x 1 => 2, 2 x 1 => 2, 3 x 1 => 2, 4 x 1 => 2, 5 x 1 => 2, 6 x 1 => 2,
-            1 x 2 => 4, 2 x 2 => 4, 3 x 2 => 4,
-            1 x 3 => 6, 2 x 3 => 6,
-        }
-    } else {
-        sizes! { 1 x 1 => 16, 2 x 1 => 16, 3 x 1 => 16 }
     }
+    if const { S::LANES == 8 } {
+        sizes! {
+            6 x 1 => 2, 5 x 1 => 2, 4 x 1 => 2, 3 x 1 => 2, 2 x 1 => 2, 1 x 1 => 2,
+            3 x 2 => 4, 2 x 2 => 4, 1 x 2 => 4,
+            2 x 3 => 6, 1 x 3 => 6,
+        }
+    }
+    if const { S::LANES == 1 } {
+        sizes! { 3 x 1 => 16, 2 x 1 => 16, 1 x 1 => 16 }
+    }
+    unreachable!("no tile of {rows} rows and {panels} panels");
 }
 
 /// `c[ROWS, VECTORS * LANES] = a[ROWS, k] b`, or `+=` if `accumulate`.

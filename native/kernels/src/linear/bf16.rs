@@ -13,15 +13,15 @@ use super::epilogue::Epilogue;
 use super::float::{FloatSums, Job, multiply_part};
 use super::{Input, Part, Sums, TILE_COLS, TILE_ROWS, even_rows, for_parts, row_starts};
 use crate::Context;
-use crate::gemm::{self, BLOCK_WORDS, Bf16, PANEL, Panels, Rows, Storage, flush_subnormal};
+use crate::gemm::{self, BLOCK_WORDS, Bf16, Multiply, PANEL, Panels, Rows, Storage, flush_subnormal};
 use crate::rows::{RowStarts, for_row_ranges};
 
-/// Floats of scratch for x \[m, k\]; `ready` if it is bf16 in evenly spaced rows already.
-pub(super) fn scratch(isa: Isa, (m, k): (usize, usize), ready: bool) -> usize {
+/// Floats of scratch for so many elements of x; `ready` if it is bf16 in evenly spaced rows already.
+pub(super) fn scratch(isa: Isa, elements: usize, ready: bool) -> usize {
     match Form::of(isa) {
         Form::Pairs if ready => 0,
-        Form::Pairs => (m * k).div_ceil(2),
-        Form::Expanded => m * k,
+        Form::Pairs => elements.div_ceil(2),
+        Form::Expanded => elements,
     }
 }
 
@@ -101,7 +101,8 @@ impl Bf16Kernel for Tile<'_> {
         unsafe {
             let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride), ..job.x };
             let panels = first..first + part.cols.div_ceil(PANEL);
-            gemm::multiply_words(s, Bf16, a, part.rows, &job.packed, panels, 0..job.k, c, false);
+            let of = Multiply { a, rows: part.rows, b: job.packed, panels, words: 0..job.k, c, accumulate: false };
+            gemm::multiply_words(s, Bf16, &of);
             let sums = FloatSums(Rows { ptr: c.ptr.cast_const().cast(), stride: c.stride });
             job.epilogue.finish(s, part, &sums);
         }

@@ -5,7 +5,7 @@ use scoregraph_simd::{Kernel, Simd};
 use super::epilogue::{Epilogue, PartSums};
 use super::{Part, Sums, TILE_COLS, TILE_ROWS, for_parts};
 use crate::Context;
-use crate::gemm::{self, Float, PANEL, Panels, Rows};
+use crate::gemm::{self, Multiply, PANEL, Panels, Rows};
 
 /// Sums that are the values themselves.
 pub(super) struct FloatSums(pub(super) Rows<*const f32>);
@@ -78,7 +78,8 @@ pub(super) unsafe fn multiply_part<S: Simd>(s: S, job: &Job, packed: &Panels, pa
     unsafe {
         let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride), ..job.x };
         let panels = first..first + part.cols.div_ceil(PANEL);
-        gemm::multiply_words(s, Float, a, part.rows, packed, panels, 0..job.k, c, false);
+        let of = Multiply { a, rows: part.rows, b: *packed, panels, words: 0..job.k, c, accumulate: false };
+        gemm::multiply_floats(s, of);
         let sums = FloatSums(Rows { ptr: c.ptr.cast_const().cast(), stride: c.stride });
         job.epilogue.finish(s, part, &sums);
     }

@@ -5,7 +5,7 @@ use scoregraph_simd::{DotKernel, Dots, Simd};
 use super::epilogue::{Epilogue, PartSums};
 use super::{Bits, Integers, Part, Sums, TILE_COLS, TILE_ROWS, for_parts};
 use crate::Context;
-use crate::gemm::{self, BLOCK_WORDS, Chains, Exact, PANEL, Pairs, Panels, Product, Rows, Singles, Storage};
+use crate::gemm::{self, BLOCK_WORDS, Multiply, PANEL, Panels, Rows, Storage};
 
 /// Computes y from bytes x with their grid.
 pub(super) fn run(
@@ -43,27 +43,7 @@ impl DotKernel for Tile<'_> {
 
     #[inline(always)]
     fn run<S: Dots>(self, s: S) {
-        // SAFETY: a part of a checked call, whose plan has proved the chain.
-        unsafe {
-            match self.job.weights.chain {
-                _ if S::VNNI => self.multiply(s, Exact),
-                0 => self.multiply(s, Exact),
-                1 => self.multiply(s, Singles),
-                2 | 3 => self.multiply(s, Pairs),
-                chain => self.multiply(s, Chains(chain)),
-            }
-        }
-    }
-}
-
-impl Tile<'_> {
-    /// Computes the part.
-    ///
-    /// # Safety
-    /// It is inside of y and nobody else's; x has its rows and the weights have its columns.
-    #[inline(always)]
-    unsafe fn multiply<S: Dots, P: Product<S>>(&self, s: S, product: P) {
-        let (Tile { job, part }, weights) = (self, self.job.weights);
+        let (Tile { job, part }, weights) = (&self, self.job.weights);
         let mut sums: Sums = [const { std::mem::MaybeUninit::uninit() }; TILE_ROWS * TILE_COLS];
         let mut earlier: Sums = [const { std::mem::MaybeUninit::uninit() }; TILE_ROWS * TILE_COLS];
         let mut room = [const { std::mem::MaybeUninit::<u32>::uninit() }; BLOCK_WORDS];
@@ -83,7 +63,10 @@ impl Tile<'_> {
                 let start = group * words;
                 let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride + 4 * start), ..job.x };
                 let range = first..first + part.cols.div_ceil(PANEL);
-                gemm::multiply_words(s, product, a, part.rows, &panels, range, start..start + words, c, false);
+                let words = start..start + words;
+                let of = Multiply { a, rows: part.rows, b: panels, panels: range, words, c, accumulate: false };
+                // The plan has proved the chain.
+                gemm::multiply_bytes(s, weights.chain, of);
             }
             let mut scaled = Scaled {
                 sums: Rows { ptr: c.ptr.cast_const().cast(), stride: TILE_COLS },

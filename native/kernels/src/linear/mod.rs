@@ -9,7 +9,7 @@ use scoregraph_simd::{Act, Disjoint, Kernel, Simd};
 
 use crate::gemm::{self, PANEL, Rows};
 use crate::rows::RowStarts;
-use crate::{Context, Isa, View, ViewMut, copy};
+use crate::{Context, Isa, Layout, View, ViewMut, copy};
 
 use epilogue::Epilogue;
 
@@ -81,7 +81,7 @@ pub enum Input<'a> {
 }
 
 impl Input<'_> {
-    fn layout(&self) -> &crate::Layout {
+    fn layout(&self) -> &Layout {
         match self {
             Input::F32(x) => x.layout(),
             Input::Bf16(x) => x.layout(),
@@ -132,22 +132,47 @@ fn sizes(op: &Linear) -> (usize, usize) {
     (leading.iter().product(), k)
 }
 
-/// How many floats of scratch [`linear`] needs with an instruction set: room for plain weights once packed, for x once it
-/// is rounded to bf16, and for rows of x that are not evenly spaced.
+/// The types of x and of the weights, as far as scratch depends on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// float32, packed.
+    N16,
+    /// float32, row-major.
+    Plain,
+    /// Weights of bf16, and whether x is bf16 too.
+    Bf16 {
+        /// Whether x is.
+        x: bool,
+    },
+    /// Bytes.
+    Integers,
+}
+
+/// How many floats of scratch [`linear`] needs for x of this layout and `cols` outputs: room for plain weights once packed,
+/// for x once it is rounded to bf16, and for rows of x that are not evenly spaced.
+pub fn scratch_floats(kind: Kind, x: &Layout, cols: usize, isa: Isa) -> usize {
+    let k = *x.shape().last().expect("x has rows");
+    let elements = x.len();
+    let uneven = x.as_rows().is_none();
+    match kind {
+        Kind::N16 if uneven => elements,
+        Kind::Plain if uneven => elements + gemm::packed_len(cols, k),
+        Kind::Plain => gemm::packed_len(cols, k),
+        Kind::Bf16 { x } => bf16::scratch(isa, elements, x && !uneven),
+        Kind::Integers if uneven => elements.div_ceil(4),
+        Kind::N16 | Kind::Integers => 0,
+    }
+}
+
+/// [`scratch_floats`] of a call.
 pub fn linear_scratch(op: &Linear, isa: Isa) -> usize {
-    let (m, k) = sizes(op);
-    let uneven = op.x.layout().as_rows().is_none();
-    let packed = match op.weights {
-        Weights::Plain(_) => gemm::packed_len(op.cols, k),
-        _ => 0,
+    let kind = match op.weights {
+        Weights::N16(_) => Kind::N16,
+        Weights::Plain(_) => Kind::Plain,
+        Weights::Bf16(_) => Kind::Bf16 { x: matches!(op.x, Input::Bf16(_)) },
+        Weights::Integers(_) => Kind::Integers,
     };
-    packed
-        + match (op.weights, op.x) {
-            (Weights::Bf16(_), x) => bf16::scratch(isa, (m, k), matches!(x, Input::Bf16(_)) && !uneven),
-            (_, Input::F32(_)) if uneven => m * k,
-            (_, Input::Bytes { .. }) if uneven => (m * k).div_ceil(4),
-            _ => 0,
-        }
+    scratch_floats(kind, op.x.layout(), op.cols, isa)
 }
 
 /// Computes `op` into `y`.
@@ -212,7 +237,7 @@ fn even_rows<'s, T: Copy + Send + Sync>(
     }
     let floats = (x.layout().len() * size_of::<T>()).div_ceil(size_of::<f32>());
     let (dense, rest) = scratch.split_at_mut(floats);
-    let layout = crate::Layout::dense(x.shape()).expect("a shape that exists");
+    let layout = Layout::dense(x.shape()).expect("a shape that exists");
     // SAFETY: the floats are room for as many elements of T, which are no longer than floats and valid as any bits.
     let mut target = unsafe { ViewMut::from_raw(dense.as_mut_ptr().cast::<T>(), layout) };
     copy::copy(ctx, &x, &mut target);
@@ -271,7 +296,7 @@ fn for_parts(ctx: &Context, (m, n): (usize, usize), f: impl Fn(Part) + Sync) {
 }
 
 /// The rows of a window whose elements are adjacent in each.
-fn row_starts(layout: &crate::Layout, (m, n): (usize, usize), what: &str) -> RowStarts {
+fn row_starts(layout: &Layout, (m, n): (usize, usize), what: &str) -> RowStarts {
     let starts = RowStarts::new(layout).unwrap_or_else(|| panic!("the rows of {what} have adjacent elements"));
     assert_eq!((starts.rows, starts.cols), (m, n), "the shape of {what}");
     starts
