@@ -135,7 +135,31 @@ def _reason(draft: Draft, recipe: Recipe, place: Place, call: Call, repeated: se
     rows = product(shape[:-1] if call.op == "linear" else (shape[0], *shape[2:]))
     if isinstance(rows, Batch) and rows.k <= _branches(plan.segments[place[0]]):
         return "it has one row per sample"
+    if call.op == "conv2d" and tuple(constant.shape[2:]) == (1, 1) and _is_raw(plan, x):
+        return "it is a shortcut of values that no norm has evened out"
     return _unfit(recipe, call.op, constant.shape[1])
+
+
+def _is_raw(plan: Plan, ref: str) -> bool:
+    """Whether an image is what products and sums left, at least in part.
+
+    The streams of a U-Net are many times wider in some channels than in others, above all where one of the way down
+    is put beside one of the way up; a grid for all of them leaves the narrow ones a few steps.
+    """
+    wanted, seen = [owner(plan, ref)], set[int | None]()
+    while wanted:
+        number = wanted.pop()
+        if number in seen:
+            continue
+        seen.add(number)
+        for _, call in _calls(plan):
+            if number not in _owners(plan, call.outs.values()):
+                continue
+            if call.op in ("copy", "avg_pool2d", "max_pool2d", "upsample_nearest"):
+                wanted += _owners(plan, call.ins.values())
+            elif call.op in (*PRODUCTS, "pointwise"):
+                return True
+    return False
 
 
 def _unfit(recipe: Recipe, op: str, inputs: int) -> str:

@@ -250,6 +250,11 @@ KEPT = {
         "w",
     ),
     "the recipe keeps convolutions": ("w8a8:conv=no", lambda net: net.conv(net.image(), net.weights(8, 8, 3, 3)), "w"),
+    "it is a shortcut of values that no norm has evened out": (
+        "w8a8",
+        lambda net: net.conv(net.conv(net.image(), net.weights(24, 8, 3, 3, name="v")), net.weights(8 * 4, 24, 1, 1)),
+        "w",
+    ),
     "convolutions have no bf16 form": ("bf16", lambda net: net.conv(net.image(), net.weights(8, 8, 3, 3)), "w"),
     "the recipe keeps it": ("w8a8:keep=q*|w", lambda net: net.linear(net.x, net.weights(32, 32)), "w"),
     "its weights are also read where they stay in float32": ("w8a8", keeps_tied, "w"),
@@ -261,7 +266,7 @@ def test_what_is_kept_says_why(reason):
     text, build, node = KEPT[reason]
     net = Net()
     y = build(net)
-    last = net.conv(y, net.weights(8, 8, 3, 3, name="end")) if len(y.shape) == 4 else None
+    last = net.conv(y, net.weights(8, int(y.shape[1]), 3, 3, name="end")) if len(y.shape) == 4 else None
     draft = net.done(last) if last is not None else inner(net, y)
     result = insert(draft, text)
     assert reasons(result)[node] == reason
