@@ -1,4 +1,4 @@
-"""Draw and tabulate committed results: ``python benchmarks/chart.py [--isa avx512] [--threads 2]``.
+"""Draw and tabulate committed results: ``python benchmarks/chart.py [--isa avx2] [--threads 2]``.
 
 Writes ``docs/images/benchmarks.png``, one panel per case with the engines' medians and their 10th to 90th percentiles,
 and prints the ratios as a table of Markdown: how many times faster ours is than each peer that it is compared with.
@@ -30,12 +30,16 @@ Engines = Mapping[str, Mapping[str, Any]]
 
 
 def main(
-    isa: Annotated[str, typer.Option(help="Instruction set of the results.")] = "avx512",
+    isa: Annotated[str | None, typer.Option(help="Instruction set of the results; this machine's by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the results in the picture.")] = 2,
     results: Annotated[Path, typer.Option(help="Where results are.")] = HERE / "results",
     picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = PICTURE,
 ) -> None:
     """Draw one number of threads, print the ratios of all."""
+    if isa is None:
+        from scoregraph import _native
+
+        isa = _native.isa()
     for count in (2, 1):
         found = load(results, isa, count)
         if not found:

@@ -38,7 +38,7 @@ CURVES: dict[str, tuple[int, ...]] = {
     "threads": (),  # as many as there are
 }
 
-console = Console()
+console = Console(width=150)
 
 
 def main(
