@@ -27,8 +27,9 @@ rust:
 test: build
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-build: .venv/.dev ## compile the Rust extension into the environment
+build: .venv/.dev ## compile the Rust extension into the environment, and the runner
 	$(BIN)/maturin develop --quiet --release
+	cargo build --quiet --release -p scoregraph-runner
 
 bench: build ## measure against the peers; needs a quiet machine
 	$(BIN)/python benchmarks/run.py
