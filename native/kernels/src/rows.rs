@@ -6,7 +6,7 @@ use scoregraph_simd::{Disjoint, Kernel, Simd};
 
 use crate::{Context, Layout};
 
-/// Elements a tile should go through at least, so that handing it out costs little.
+/// Elements a tile should go through at least, so that handing it out costs little: work of one tile stays on its thread.
 const TILE_ELEMENTS: usize = 4096;
 
 /// Splits `y` into tiles of whole rows, each the result of `cost` elements, and runs `make(first row, rows)` on each.
@@ -21,7 +21,7 @@ pub(crate) fn for_rows<'a, K: Kernel<Output = ()>>(
         return;
     }
     let rows = y.len() / cols;
-    let per_tile = TILE_ELEMENTS.div_ceil(cost.max(1)).min(rows.div_ceil(ctx.pool.threads())).max(1);
+    let per_tile = TILE_ELEMENTS.div_ceil(cost.max(1));
     let y = Disjoint::new(y);
     ctx.pool.run(rows.div_ceil(per_tile), &|tile, _| {
         let first = tile * per_tile;
@@ -34,7 +34,7 @@ pub(crate) fn for_rows<'a, K: Kernel<Output = ()>>(
 
 /// Splits `rows` rows, each the result of `cost` elements, into tiles and calls `f(rows of the tile, thread)` on each.
 pub(crate) fn for_row_ranges(ctx: &Context, rows: usize, cost: usize, f: impl Fn(Range<usize>, usize) + Sync) {
-    let per_tile = TILE_ELEMENTS.div_ceil(cost.max(1)).min(rows.div_ceil(ctx.pool.threads())).max(1);
+    let per_tile = TILE_ELEMENTS.div_ceil(cost.max(1));
     ctx.pool.run(rows.div_ceil(per_tile), &|tile, thread| {
         let first = tile * per_tile;
         f(first..(first + per_tile).min(rows), thread);
