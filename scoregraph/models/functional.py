@@ -53,6 +53,8 @@ _KNOWN = {
     aten.silu.default,
     aten.softmax.int,
     aten.square.default,
+    aten.std.correction,
+    aten.std.dim,
     aten.sym_size.int,
     aten.to.device,
     aten.to.dtype,
@@ -62,6 +64,8 @@ _KNOWN = {
     aten.upsample_bicubic2d.vec,
     aten.upsample_bilinear2d.vec,
     aten.upsample_nearest2d.vec,
+    aten.var.correction,
+    aten.var.dim,
     aten.where.ScalarOther,
     aten.where.ScalarSelf,
     aten.where.Scalar,
@@ -86,12 +90,9 @@ _RARE = (
     aten.relu6,
     aten.selu,
     aten.softplus,
-    aten.std,
     aten.threshold,
     aten.tril,
     aten.triu,
-    aten.var,
-    aten.var_mean,
 )
 """What becomes arithmetic, reductions and choices by torch's own decompositions."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -197,7 +198,8 @@ def _attribute(module: GraphModule, path: str) -> np.ndarray:
 
 def _shape_of(node: Node) -> str:
     shape = getattr(node.meta.get("val"), "shape", None)
-    return "?" if shape is None else str(tuple(shape))
+    # A trace has a symbol s77 for the batch of each input; to the reader all of them are B.
+    return "?" if shape is None else re.sub(r"\bs\d+\b", "B", str(list(shape)))
 
 
 def source_of(node: Node) -> str | None:

@@ -114,6 +114,8 @@ CASES: dict[str, tuple[nn.Module, Callable[[], Tensor], str]] = {
     "nearest, uneven": (Lambda(lambda p, x: functional.interpolate(x, size=(9, 5))), image, "resampling"),
     "nearest, smaller": (Lambda(lambda p, x: functional.interpolate(x, scale_factor=0.5)), image, "resampling"),
     "adaptive pooling": (Lambda(lambda p, x: functional.adaptive_avg_pool2d(x, (4, 3))), image, "resampling"),
+    "batch norm": (layer(nn.BatchNorm2d(4)), image, "batch norm"),
+    "variance": (Lambda(lambda p, x: x.var((1, 3)) + x.std(2, correction=0)[:, 0, :6]), image, "variance"),
     "softmax of channels": (Lambda(lambda p, x: x.softmax(1)), image, "softmax"),
 }  # fmt: skip
 
