@@ -260,6 +260,13 @@ fn what_is_not_finite_is_not_lost() {
                 }
             }
         }
+        let mut mask = vec![0.0; queries * keys];
+        mask[4 * keys + 260] = f32::NAN;
+        for (isa, y) in head(format, dim, [&q, &k, &v], Some(&mask)) {
+            for (i, y) in y.iter().enumerate() {
+                assert_eq!(y.is_nan(), i / dim == 4, "{} {format:?} mask", isa.name());
+            }
+        }
         let mut spoilt = k.clone();
         spoilt[269 * dim] = f32::NAN;
         for (isa, y) in head(format, dim, [&q, &spoilt, &v], None) {

@@ -10,6 +10,9 @@ pub(super) const WORD: usize = 4;
 /// What is added to signed bytes to make them unsigned, where a product asks for unsigned ones.
 const UNSIGNED: i32 = 128;
 
+/// Rows of a fold over tokens that do not wait for one another.
+const CHAINS: usize = 4;
+
 /// One head's keys: bytes in panels of 16, and what turns sums of products into scores.
 pub(super) struct Keys<'a> {
     /// `[ceil(T/16)][D/4][16]` words.
@@ -22,7 +25,7 @@ pub(super) struct Keys<'a> {
 
 impl Keys<'_> {
     /// Packs the keys less their mean, for which `mean` and `row` hold a row of whole vectors, `rows` the words of 16 keys.
-    /// Returns whether all are finite.
+    /// The scale of a key that is not finite is NaN.
     ///
     /// # Safety
     /// `k` has `keys` readable rows of `dim` elements.
@@ -35,19 +38,23 @@ impl Keys<'_> {
         mean: &mut [f32],
         row: &mut [f32],
         rows: &mut [f32],
-    ) -> bool {
+    ) {
         let words = dim.div_ceil(WORD);
         let share = s.splat(1.0 / keys as f32);
         for (at, n) in vectors::<S>(dim) {
-            let mut sum = s.splat(0.0);
-            for key in 0..keys {
-                // SAFETY: elements `at..at + n` of a row.
-                sum = s.add(sum, unsafe { k.vector(s, (key, at), n) });
+            let mut sums = [s.splat(0.0); CHAINS];
+            for first in (0..keys).step_by(CHAINS) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    if first + i < keys {
+                        // SAFETY: elements `at..at + n` of a row.
+                        *sum = s.add(*sum, unsafe { k.vector(s, (first + i, at), n) });
+                    }
+                }
             }
+            let sum = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
             // SAFETY: a vector of the padded row.
             unsafe { s.store(mean.as_mut_ptr().add(at), s.mul(sum, share)) };
         }
-        let mut finite = true;
         // Those past the last key count too: 0 times their sums.
         self.scales.fill(0.0);
         for first in (0..keys).step_by(PANEL) {
@@ -61,7 +68,6 @@ impl Keys<'_> {
                     |at, n| unsafe { s.sub(k.vector(s, (first + key, at), n), s.load(mean.as_ptr().add(at))) },
                 );
                 let (scale, inverse) = scale_of(magnitude);
-                finite &= scale.is_finite();
                 self.scales[first + key] = scale;
                 quantize(s, &row[..dim], inverse, 0, &mut rows[key * words..][..words]);
             }
@@ -79,7 +85,6 @@ impl Keys<'_> {
                 unsafe { s.store_i(self.starts.as_mut_ptr().add(first + v).cast(), start) };
             }
         }
-        finite
     }
 }
 
@@ -99,12 +104,19 @@ pub(super) unsafe fn pack_values<S: Simd>(
     let depth = keys.div_ceil(WORD);
     // The last panel has vectors of no channels at all where it is less than half full; they are 0.
     for (at, n) in vectors::<S>(dim.next_multiple_of(PANEL)).map(|(at, _)| (at, S::LANES.min(dim.saturating_sub(at)))) {
-        let (mut largest, mut check) = (s.splat(0.0), s.splat(0.0));
-        for key in 0..keys {
-            // SAFETY: elements `at..at + n` of a row.
-            let x = unsafe { v.vector(s, (key, at), n) };
-            largest = s.max(s.abs(x), largest);
-            check = s.mul_add(x, s.splat(0.0), check);
+        let mut chains = [(s.splat(0.0), s.splat(0.0)); CHAINS];
+        for first in (0..keys).step_by(CHAINS) {
+            for (i, (largest, check)) in chains.iter_mut().enumerate() {
+                if first + i < keys {
+                    // SAFETY: elements `at..at + n` of a row.
+                    let x = unsafe { v.vector(s, (first + i, at), n) };
+                    (*largest, *check) = (s.max(s.abs(x), *largest), s.mul_add(x, s.splat(0.0), *check));
+                }
+            }
+        }
+        let (mut largest, mut check) = chains[0];
+        for chain in &chains[1..] {
+            (largest, check) = (s.max(largest, chain.0), s.add(check, chain.1));
         }
         let mut inverses = [0.0; 16];
         // SAFETY: vectors of the padded scales, of the inverses, of four rows and of a word of their panel.

@@ -86,11 +86,11 @@ impl DotKernel for Integer<'_> {
         let [key_words, key_scales, key_starts, mean, values, value_scales, query_words, parts @ ..] = parts;
         let [scores, weights, start_row, sums, row, rows] = parts;
         // SAFETY: both operands have `keys` rows of `dim` elements.
-        let finite = unsafe {
+        unsafe {
             bytes::pack_values(s, v, (keys, dim), values, value_scales);
             let mut packed = Keys { words: key_words, scales: key_scales, starts: key_starts };
-            packed.pack(s, k, (keys, dim), mean, row, rows)
-        };
+            packed.pack(s, k, (keys, dim), mean, row, rows);
+        }
         let factor = s.splat(scale);
         for block in (queries.0..queries.1).step_by(QUERY_BLOCK) {
             let block_rows = QUERY_BLOCK.min(queries.1 - block);
@@ -165,11 +165,8 @@ impl DotKernel for Integer<'_> {
                     // SAFETY: both are vectors.
                     unsafe { s.store(sum.as_mut_ptr(), s.mul(s.load(sum.as_ptr()), s.load(scale.as_ptr()))) };
                 }
-                // Scores that are not finite leave no trace in bytes: a NaN in q, or anywhere in k, is brought back here.
-                let known = finite && query_scales[i].is_finite();
-                let total = if known { running[i].total } else { f32::NAN };
                 // SAFETY: a row of y, which only this tile writes.
-                unsafe { y.write_scaled(s, block + i, &sums[..dim], 1.0 / total) };
+                unsafe { y.write_scaled(s, block + i, &sums[..dim], 1.0 / running[i].total) };
             }
         }
     }

@@ -88,19 +88,22 @@ pub(super) fn soften_bytes<S: Simd>(
     let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
     let (base, top, round) = (s.splat(base), s.splat(255.0), s.splat(ROUND));
     let bytes: *mut u8 = weights.as_mut_ptr().cast();
-    let mut total = s.splat_i(0);
+    let (mut total, mut check) = (s.splat_i(0), s.splat(0.0));
     for (i, chunk) in scores.chunks_exact(S::LANES).enumerate() {
         // SAFETY: the chunk is a vector, and there is a byte for each of its elements.
         unsafe {
             let e = math::exp_coarse(s, s.sub(s.load(chunk.as_ptr()), base));
             let rounded = s.bits(s.mul_add(e, top, round));
             total = s.add_i(total, rounded);
+            check = s.add(check, e);
             s.store_bytes(bytes.add(i * S::LANES), rounded, S::LANES);
         }
     }
     // What ROUND put into the sum; integers wrap.
     let surplus = (ROUND.to_bits() as i32).wrapping_mul((scores.len() / S::LANES) as i32);
     let total = s.reduce_add(s.to_f(s.sub_i(total, s.splat_i(surplus))));
+    // A NaN leaves no trace in bytes.
+    let total = if s.any(s.is_nan(check)) { f32::NAN } else { total };
     let shrink = if before.largest == f32::NEG_INFINITY { 1.0 } else { (before.largest - largest).exp() };
     (Running { largest, total: before.total * shrink + total }, shrink)
 }
