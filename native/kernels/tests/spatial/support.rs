@@ -71,7 +71,7 @@ impl Images {
             dense.extend_from_slice(&larger[pixels.clone()]);
             outside[pixels].fill(T::OUTSIDE);
         }
-        assert!(outside.into_iter().all(T::is_outside), "written outside of the image");
+        assert!(outside.into_iter().all(T::outside), "written outside of the image");
         dense
     }
 
@@ -96,13 +96,13 @@ impl Images {
 pub trait Outside {
     const OUTSIDE: Self;
 
-    fn is_outside(self) -> bool;
+    fn outside(self) -> bool;
 }
 
 impl Outside for f32 {
     const OUTSIDE: f32 = f32::NAN;
 
-    fn is_outside(self) -> bool {
+    fn outside(self) -> bool {
         self.is_nan()
     }
 }
@@ -110,7 +110,7 @@ impl Outside for f32 {
 impl Outside for u8 {
     const OUTSIDE: u8 = 0xA5;
 
-    fn is_outside(self) -> bool {
+    fn outside(self) -> bool {
         self == Self::OUTSIDE
     }
 }

@@ -44,7 +44,7 @@ def test_conv2d_adds_the_residual_after_the_activation() -> None:
     for n, o, i, j in itertools.product(range(2), repeat=4):
         product = float(sum(w[o, c, 0, 0] * x[n, c, 2 * i, 2 * j] for c in range(3)) + emb[n, o])
         expected[n, o, i, j] = residual[n, o, i, j] + max(product, 0)
-    assert close(fused.conv2d(x, w, None, residual, emb, (2, 2), (0, 0), "relu"), expected)
+    assert close(fused.conv2d(x, w, None, residual, emb, (2, 2), act="relu"), expected)
 
 
 def test_group_norm_modulates_before_the_activation() -> None:

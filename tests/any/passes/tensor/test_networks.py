@@ -140,6 +140,7 @@ def test_dit_counts() -> None:
 def test_unet_counts() -> None:
     _, _, program, reports, _ = compiled("unet")
     assert counters(reports) == {
+        "conv2d+upsampling": 1,
         "conv2d+emb": 8,
         "group_norm+silu": 17,
         "linear+silu": 2,
