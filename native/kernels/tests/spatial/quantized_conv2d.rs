@@ -40,7 +40,7 @@ impl Case {
             numbers(seed, count).into_iter().map(move |v| if extremes { v.signum() } else { v }).collect::<Vec<f32>>()
         };
         let byte = |v: f32| ((v + 1.0) / 2.0 * f32::from(top)).round() as u8;
-        let grids = if seed % 2 == 0 { batch } else { 1 };
+        let grids = if seed.is_multiple_of(2) { batch } else { 1 };
         let grid = |v: &f32| [0.01 + v.abs(), f32::from(byte(*v))];
         let operand = |bit: u64, count: usize| (seed & bit != 0).then(|| numbers(seed + bit, count));
         Case {
