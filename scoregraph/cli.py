@@ -45,7 +45,8 @@ RECIPES_HELP = (
     "The formats of products, a name and options as in w8a8:groups=4,attention=i8. "
     + "; ".join(f"**{name}**: {meaning}" for name, meaning in NAMES.items())
     + ". Options: block=64 (inputs of a weight that share a scale), groups=4 (static grids by timestep, found by "
-    "calibration; dynamic without), attention=bf16 or i8, conv=no, clip=yes, keep=\\*.mid.\\*|\\*.out (docs/quantization.md)."
+    "calibration; dynamic without), attention=bf16 or i8, conv=no, clip=yes, "
+    "keep=\\*.mid.\\*|\\*.out (docs/quantization.md)."
 )
 
 Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="An input of the graph; repeatable.")]

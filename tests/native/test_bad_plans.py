@@ -31,7 +31,7 @@ def swap(target: Body, key: Any, value: Any) -> None:
 
 
 CASES: list[tuple[str, str, str, Callable[[Body], None]]] = [
-    ("newer version", "version", "format version 3", lambda p: swap(p, "version", 3)),
+    ("newer version", "version", "format version 4", lambda p: swap(p, "version", 4)),
     ("not a plan", "json", "not a scoregraph plan", lambda p: swap(p, "format", "onnx")),
     ("unknown field", "json", "unknown field `colour`", lambda p: swap(p, "colour", 1)),
     ("negative size", "json", "invalid", lambda p: swap(p["buffers"][0], "shape", ["B", -1])),

@@ -210,8 +210,8 @@ def test_an_empty_batch_is_refused():
 
 def test_a_plan_of_another_version_or_with_other_constants_is_refused():
     plan = Plan.model_validate(SMALL.body)
-    with pytest.raises(PlanVersion, match="version 3"):
-        Cpu(1).compile(plan.model_copy(update={"version": 3}), SMALL.constants)
+    with pytest.raises(PlanVersion, match="version 4"):
+        Cpu(1).compile(plan.model_copy(update={"version": 4}), SMALL.constants)
     with pytest.raises(PlanCorrupt, match="not those of the plan"):
         Cpu(1).compile(plan, SMALL.constants[:-64])
 

@@ -26,6 +26,7 @@ UNARY = {
     "silu": "{0} * sigmoid({0})",
     "gelu_tanh": "gelu_tanh({0})",
     "gelu_erf": "gelu_erf({0})",
+    "quick_gelu": "{0} * sigmoid(1.702 * {0})",
     "relu": "tl.maximum({0}, 0.0, propagate_nan=tl.PropagateNan.ALL)",
     "erf": "tl.erf({0})",
     "floor": "tl.floor({0})",

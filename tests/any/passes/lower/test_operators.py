@@ -266,7 +266,6 @@ def test_the_refusal_names_operator_line_and_shape():
         lower(pipeline.run(module)[0], [(4,)])
     text = str(caught.value)
     assert text.startswith("SG401")
-    assert "aten.cumsum.default of shape (" in text
-    assert ", 4)" in text
+    assert "aten.cumsum.default of shape [B, 4]" in text
     line = next(i for i, code in enumerate(Path(__file__).read_text().splitlines(), 1) if "return torch.cumsum" in code)
     assert f"lower/test_operators.py:{line}" in text
