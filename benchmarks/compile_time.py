@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -67,8 +65,7 @@ def main(
     processes: Annotated[int, typer.Option(help="Pairs of fresh processes, one without and one with a cache.")] = 3,
 ) -> None:
     """Measure one DiT and write the results."""
-    from scoregraph import _native
-    from scoregraph.diagnosis import processor
+    from stamp import stamp
 
     runs = [pair(width, layers, tokens) for _ in range(processes)]
     measured = {
@@ -78,19 +75,14 @@ def main(
         }
         for part in runs[0]
     }
-    isa = _native.isa()
     case = f"dit-{width}x{layers}x{tokens}"
     result = {
-        "processor": processor(),
-        "isa": isa,
+        **stamp(),
         "case": case,
         "processes": processes,
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
         "median": measured,
     }
-    path = HERE / "results" / f"compile-{case}.json"
+    path = HERE / "results" / f"compile-{case}-{result['isa']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     show(measured, case)
 

@@ -280,17 +280,22 @@ def _tried(call: Network, case: networks.Case) -> float:
     return median(times) * 1e3
 
 
-def _fastest(choices: dict[str, Network], case: networks.Case) -> Network:
-    """The variant that is quickest here; its name is kept as the function's ``chosen``."""
+@dataclass(frozen=True)
+class Variant:
+    """The network of one of an engine's variants, and which."""
+
+    chosen: str
+    network: Network
+
+    def __call__(self, *tensors: Tensor) -> np.ndarray:
+        return self.network(*tensors)
+
+
+def _fastest(choices: dict[str, Network], case: networks.Case) -> Variant:
+    """The variant that is quickest here."""
     times = {name: _tried(call, case) for name, call in choices.items()}
     name = min(times, key=lambda each: times[each])
-    chosen = choices[name]
-
-    def call(*tensors: Tensor) -> np.ndarray:
-        return chosen(*tensors)
-
-    call.chosen = name  # type: ignore[attr-defined]
-    return call
+    return Variant(name, choices[name])
 
 
 PEERS: tuple[Engine, ...] = (

@@ -11,7 +11,6 @@ one sleep; what is compared are medians over all steps of all rounds.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
@@ -22,12 +21,12 @@ import torch
 import typer
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from rich.console import Console
+from stamp import stamp
 from torch import Tensor, nn
 
 import scoregraph as sg
 from scoregraph import _native
 from scoregraph.backends.cpu import Cpu, CpuProgram
-from scoregraph.diagnosis import processor
 from scoregraph.graph import noise
 
 SHAPE = (4, 128, 128)
@@ -139,10 +138,8 @@ def main(
     if save:
         report = {
             "case": "CFG and DPM-Solver++(2M), 65,536 elements, batch 1, float32",
-            "processor": processor(),
-            "isa": _native.isa(),
+            **stamp(),
             "threads": threads,
-            "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip(),
             "microseconds": {
                 name: dict(
                     zip(("p10", "p50", "p90"), np.percentile(values, [10, 50, 90]).round(1).tolist(), strict=True)

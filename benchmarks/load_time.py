@@ -8,11 +8,9 @@ network's own time. Medians over the processes go to ``results/load-<instruction
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -55,24 +53,18 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of the plan.")] = 2,
 ) -> None:
     """Measure every graph and write the results."""
-    from scoregraph import _native
-    from scoregraph.diagnosis import processor
+    from stamp import stamp
 
     measured = {name: measure(name, processes, threads) for name in cases or CASES}
-    isa = _native.isa()
     result = {
-        "processor": processor(),
-        "isa": isa,
+        **stamp(),
         "threads": threads,
         "processes": processes,
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
         "median_ms": measured,
     }
-    path = HERE / "results" / f"load-{isa}.json"
+    path = HERE / "results" / f"load-{result['isa']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    show(measured, isa)
+    show(measured, result["isa"])
 
 
 def measure(name: str, processes: int, threads: int) -> dict[str, float]:

@@ -20,11 +20,10 @@ import copy
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -102,9 +101,7 @@ def measure(name: str, threads: int, named: list[str] | None, seconds: float, qu
     import networks
     import numpy as np
     import torch
-
-    from scoregraph import _native
-    from scoregraph.diagnosis import processor
+    from stamp import stamp
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -159,11 +156,7 @@ def measure(name: str, threads: int, named: list[str] | None, seconds: float, qu
         "note": case.note,
         "threads": threads,
         "gflop": round(gflop, 2),
-        "processor": processor(),
-        "isa": _native.isa(),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
+        **stamp(),
         "versions": {package: _version(package) for package in PACKAGES},
         "engines": found,
     }
@@ -174,14 +167,14 @@ def measure(name: str, threads: int, named: list[str] | None, seconds: float, qu
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _turn(step: object, inputs: tuple) -> float:
+def _turn(step: Callable[..., object], inputs: tuple) -> float:
     """Milliseconds of one run: the median of those that fit into 50 ms, after one that does not count."""
     time.sleep(PAUSE)
-    step(*inputs)  # type: ignore[operator]
+    step(*inputs)
     times: list[float] = []
     while not times or (sum(times) < 0.05 and len(times) < 15):
         started = time.perf_counter()
-        step(*inputs)  # type: ignore[operator]
+        step(*inputs)
         times.append(time.perf_counter() - started)
     return sorted(times)[len(times) // 2] * 1e3
 

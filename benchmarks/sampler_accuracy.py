@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import platform
-import subprocess
 import sys
 import time
 import warnings
@@ -26,8 +25,8 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from stamp import stamp
 
-from scoregraph.diagnosis import processor
 from scoregraph.graph.schedules import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,10 +225,8 @@ def main() -> int:
     for outcome in outcomes:
         console.print(f"{outcome.case}: theirs {outcome.theirs}; ours {outcome.ours}")
     options.out.write_text(markdown(rows, [(n, w, r) for n, w, r in limited], outcomes, seconds), encoding="utf-8")
-    root = Path(__file__).parents[1]
     report = {
-        "processor": processor(),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True).strip(),
+        **stamp(),
         "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__, "numpy": np.__version__},
         "required": {"open": OPEN, "closed": CLOSED},
         "seconds": round(seconds, 1),

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -48,10 +46,10 @@ def main(
     seconds: Annotated[float, typer.Option(help="Time for one point, at least three runs.")] = 2.0,
 ) -> None:
     """Measure every curve, write and draw."""
-    from scoregraph import _native
-    from scoregraph.diagnosis import processor
+    from stamp import stamp
 
-    path = HERE / "results" / f"scaling-{_native.isa()}.json"
+    origin = stamp()
+    path = HERE / "results" / f"scaling-{origin['isa']}.json"
     if plot:
         draw(json.loads(path.read_text(encoding="utf-8")))
         return
@@ -62,10 +60,7 @@ def main(
         found[name] = [(point, round(measure(name, point, quick, seconds), 4)) for point in points]
     result = {
         "network": f"DiT width {WIDTH}, {LAYERS} layers, {TOKENS} tokens, DDIM with {STEPS} steps, float32, 1 thread",
-        "processor": processor(),
-        "isa": _native.isa(),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **origin,
         "curves": {
             name: {"slope": slope(points), "points": [{"size": size, "ms": ms} for size, ms in points]}
             for name, points in found.items()
