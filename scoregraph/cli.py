@@ -49,7 +49,16 @@ RECIPES_HELP = (
     "keep=\\*.mid.\\*|\\*.out (docs/quantization.md)."
 )
 
-Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="An input of the graph; repeatable.")]
+Set = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="An input of the graph; repeatable.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, reference or triton.")]
 Quant = Annotated[str, typer.Option(metavar="RECIPE", help=RECIPES_HELP)]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of a CPU plan; all cores unless given.")]
@@ -84,7 +93,7 @@ def _fail(error: ScoregraphError) -> NoReturn:
 @app.command()
 def generate(
     name: Annotated[str, typer.Argument(help="A graph of the gallery (terrain, toy) or a file with one.")],
-    set_: Set = [],  # noqa: B006  typer copies defaults
+    set_: Set,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampling loop.")] = None,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is off.")] = 1.0,
     seed: Seed = 0,
@@ -144,7 +153,7 @@ def compile_(
 @app.command()
 def run(
     folder: Annotated[Path, typer.Argument(help="A plan folder, as 'compile' writes it.")],
-    set_: Set = [],  # noqa: B006  typer copies defaults
+    set_: Set,
     seed: Seed = 0,
     batch: Batch = 1,
     threads: Threads = None,
@@ -217,9 +226,15 @@ def show(
 def compare(
     name: Annotated[str, typer.Argument(help="A graph of the gallery, or a file with one.")],
     quant: Annotated[
-        list[str], typer.Option(metavar="RECIPE", help="A recipe; repeatable. All kinds unless given.")
-    ] = [],  # noqa: B006
-    set_: Set = [],  # noqa: B006  typer copies defaults
+        list[str],
+        typer.Option(
+            metavar="RECIPE",
+            default_factory=list,
+            show_default=False,
+            help="A recipe; repeatable. All kinds unless given.",
+        ),
+    ],
+    set_: Set,
     seed: Seed = 0,
     batch: Batch = 4,
     device: Device = "cpu",
