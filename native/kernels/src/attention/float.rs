@@ -7,7 +7,7 @@ use scoregraph_simd::{Kernel, Simd};
 
 use super::product::{Sums, multiply};
 use super::weights::{Running, round_bf16, soften};
-use super::{KEY_BLOCK, QUERY_BLOCK, ROWS, Tile, WIDEST, start_scores};
+use super::{KEY_BLOCK, QUERY_BLOCK, ROWS, Starts, Tile, WIDEST};
 use crate::gemm::{self, Float as Floats, PANEL, Rows};
 
 /// Floats of scratch of a tile.
@@ -97,26 +97,12 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
             while key == 0 || key < keys {
                 let width = KEY_BLOCK.min(keys - key);
                 let padded_width = width.next_multiple_of(PANEL);
-                let shared = mask.is_none_or(|mask| mask.rows == 0);
-                if shared {
-                    // SAFETY: elements `key..key + width` of the only row of the mask.
-                    unsafe { start_scores(s, mask, (0, key), &mut start_row[..padded_width], width) };
-                }
+                // SAFETY: the mask has all keys.
+                let starts = unsafe { Starts::new(s, mask, (key, width), start_row) };
                 for first in (0..block_rows).step_by(ROWS) {
                     let rows = ROWS.min(block_rows - first);
-                    let start = if !shared {
-                        for (row, to) in scores.chunks_mut(KEY_BLOCK).take(rows).enumerate() {
-                            // SAFETY: elements `key..key + width` of a row of the mask.
-                            unsafe {
-                                start_scores(s, mask, (block + first + row, key), &mut to[..padded_width], width);
-                            }
-                        }
-                        Some(Rows { ptr: scores.as_ptr(), stride: KEY_BLOCK })
-                    } else if mask.is_some() || padded_width != width {
-                        Some(Rows { ptr: start_row.as_ptr(), stride: 0 })
-                    } else {
-                        None
-                    };
+                    // SAFETY: the mask has all queries.
+                    let start = unsafe { starts.rows(s, (block + first, rows), scores) };
                     let mut largest = [f32::NEG_INFINITY; ROWS * WIDEST];
                     let mut to = Scores {
                         start,

@@ -8,7 +8,7 @@ use scoregraph_simd::{DotKernel, Dots, Simd};
 use super::bytes::{self, Keys, WORD};
 use super::product::{Sums, multiply};
 use super::weights::{Running, soften_bytes};
-use super::{KEY_BLOCK, QUERY_BLOCK, ROWS, Tile, WIDEST, start_scores};
+use super::{KEY_BLOCK, QUERY_BLOCK, ROWS, Starts, Tile, WIDEST};
 use crate::gemm::{Exact, PANEL, Rows};
 
 /// Floats of scratch of a tile.
@@ -105,24 +105,12 @@ impl DotKernel for Integer<'_> {
             while key == 0 || key < keys {
                 let width = KEY_BLOCK.min(keys - key);
                 let padded_width = width.next_multiple_of(PANEL);
-                let shared = mask.is_none_or(|mask| mask.rows == 0);
-                if shared {
-                    // SAFETY: elements `key..key + width` of the only row of the mask.
-                    unsafe { start_scores(s, mask, (0, key), &mut start_row[..padded_width], width) };
-                }
+                // SAFETY: the mask has all keys.
+                let starts = unsafe { Starts::new(s, mask, (key, width), start_row) };
                 for first in (0..block_rows).step_by(ROWS) {
                     let count = ROWS.min(block_rows - first);
-                    let start = if !shared {
-                        for (i, to) in scores.chunks_mut(KEY_BLOCK).take(count).enumerate() {
-                            // SAFETY: elements `key..key + width` of a row of the mask.
-                            unsafe { start_scores(s, mask, (block + first + i, key), &mut to[..padded_width], width) };
-                        }
-                        Some(Rows { ptr: scores.as_ptr(), stride: KEY_BLOCK })
-                    } else if mask.is_some() || padded_width != width {
-                        Some(Rows { ptr: start_row.as_ptr(), stride: 0 })
-                    } else {
-                        None
-                    };
+                    // SAFETY: the mask has all queries.
+                    let start = unsafe { starts.rows(s, (block + first, count), scores) };
                     let mut largest = [f32::NEG_INFINITY; ROWS * WIDEST];
                     let mut to = Scores {
                         start,

@@ -9,6 +9,7 @@ mod weights;
 
 use scoregraph_simd::{Disjoint, Simd};
 
+use crate::gemm::{PANEL, Rows};
 use crate::{Context, View, ViewMut};
 use matrix::Matrix;
 
@@ -135,6 +136,58 @@ struct Tile {
     queries: (usize, usize),
     keys: usize,
     dim: usize,
+}
+
+/// What the scores of one block of keys start from: the mask, or 0; and -inf past the last key.
+struct Starts<'a> {
+    mask: Option<Matrix>,
+    /// The first key of the block, and how many it has.
+    key: usize,
+    width: usize,
+    /// A row for all queries, where they start alike.
+    row: &'a mut [f32],
+}
+
+impl<'a> Starts<'a> {
+    /// # Safety
+    /// Elements `key..key + width` of every row of the mask are readable while this lives.
+    #[inline(always)]
+    unsafe fn new<S: Simd>(s: S, mask: Option<Matrix>, (key, width): (usize, usize), row: &'a mut [f32]) -> Self {
+        let starts = Starts { mask, key, width, row: &mut row[..width.next_multiple_of(PANEL)] };
+        if starts.alike() {
+            // SAFETY: the caller's contract.
+            unsafe { start_scores(s, mask, (0, key), starts.row, width) };
+        }
+        starts
+    }
+
+    /// Whether one row of the mask, or none, serves all queries.
+    #[inline(always)]
+    fn alike(&self) -> bool {
+        self.mask.is_none_or(|mask| mask.rows == 0)
+    }
+
+    /// Where `rows` rows from query `first` on start, which may be in `scores`, the very rows they are for; None: at 0.
+    ///
+    /// # Safety
+    /// The mask has these rows.
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(
+        &self,
+        s: S,
+        (first, rows): (usize, usize),
+        scores: &mut [f32],
+    ) -> Option<Rows<*const f32>> {
+        if self.alike() {
+            let none = self.mask.is_none() && self.row.len() == self.width;
+            return (!none).then_some(Rows { ptr: self.row.as_ptr(), stride: 0 });
+        }
+        for (row, to) in scores.chunks_mut(KEY_BLOCK).take(rows).enumerate() {
+            // SAFETY: the contracts of `new` and of this.
+            unsafe { start_scores(s, self.mask, (first + row, self.key), &mut to[..self.row.len()], self.width) };
+        }
+        Some(Rows { ptr: scores.as_ptr(), stride: KEY_BLOCK })
+    }
 }
 
 /// What the scores of a row start from: the mask, or 0; and -inf past the last key.
