@@ -45,7 +45,7 @@ RECIPES_HELP = (
     "The formats of products, a name and options as in w8a8:groups=4,attention=i8. "
     + "; ".join(f"**{name}**: {meaning}" for name, meaning in NAMES.items())
     + ". Options: block=64 (inputs of a weight that share a scale), groups=4 (static grids by timestep, found by "
-    "calibration; dynamic without), attention=bf16 or i8, conv=no, clip=yes, "
+    "calibration; dynamic without), attention=bf16 or i8, conv=no, modulation=no, clip=yes, "
     "keep=\\*.mid.\\*|\\*.out (docs/quantization.md)."
 )
 

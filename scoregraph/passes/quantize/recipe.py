@@ -51,6 +51,8 @@ class Recipe:
             grids are dynamic, measured as the plan runs, per token (linear) or per sample (convolutions).
         attention: format of attention's two products.
         conv: whether convolutions are quantized.
+        modulation: whether the products that scale, shift and gate other layers are: one row per sample, bound by
+            reading their weights. Loops whose times are known compute them in front, in float32.
         clip: whether each scale of the weights is searched for the least squared error; otherwise the largest weight
             sets it. It pays where levels are few.
         keep: patterns (as in file names) of layers that stay in float32: ``*.to_out.*``. Attentions go by their sites.
@@ -62,6 +64,7 @@ class Recipe:
     groups: int = 0
     attention: Attention = "f32"
     conv: bool = True
+    modulation: bool = True
     clip: bool = False
     keep: tuple[str, ...] = ()
 
@@ -191,6 +194,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
     "groups": (_groups, "dynamic or a number of groups"),
     "attention": (_one_of({name: name for name in get_args(Attention)}), "f32, bf16 or i8"),
     "conv": (_SWITCH, "yes or no"),
+    "modulation": (_SWITCH, "yes or no"),
     "clip": (_SWITCH, "yes or no"),
     "keep": (_patterns, "patterns of sites, apart by |"),
 }

@@ -1,9 +1,9 @@
 """Which products a recipe reaches, and why others stay in float32.
 
-A product is a ``linear`` or ``conv2d`` of constant weights. What is kept: products with one row per sample (embeddings
-of time and label, their modulations: many weights, no work), the first and the last layer (they read the state and
-write the answer, whose errors nothing evens out), what runs once around a loop, what the integer kernels do not take,
-and what the recipe's patterns name.
+A product is a ``linear`` or ``conv2d`` of constant weights. What is kept: the embeddings of time and label (they have
+one row per sample, and their errors reach every layer), the first and the last layer (they read the state and write the
+answer, whose errors nothing evens out), what runs once around a loop, what the integer kernels do not take, and what
+the recipe's patterns name.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ FEW = 512
 
 _MIXING = frozenset({*PRODUCTS, "matmul", "attention", "embedding", "gram", "quantile"})
 """Operations behind which a value no longer is the state it was made of."""
+
+_MODULATING = frozenset({"scale", "shift", "gate", "emb"})
+"""Roles of what modulates all rows of a sample alike."""
 
 Place = tuple[int, int]
 """A call: the number of its segment, and its index in it."""
@@ -134,10 +137,24 @@ def _reason(draft: Draft, recipe: Recipe, place: Place, call: Call, repeated: se
         return "it is the same for all samples"
     rows = product(shape[:-1] if call.op == "linear" else (shape[0], *shape[2:]))
     if isinstance(rows, Batch) and rows.k <= _branches(plan.segments[place[0]]):
-        return "it has one row per sample"
+        if not _modulates(plan, call):
+            return "it embeds what every layer reads"
+        if not recipe.modulation:
+            return "the recipe keeps modulations"
     if call.op == "conv2d" and tuple(constant.shape[2:]) == (1, 1) and _is_raw(plan, x):
         return "it is a shortcut of values that no norm has evened out"
     return _unfit(recipe, call.op, constant.shape[1])
+
+
+def _modulates(plan: Plan, product: Call) -> bool:
+    """Whether a product's answer scales, shifts or gates that of other layers, and does nothing else.
+
+    Its weights are as many as those of a layer of tokens and are read for a single row: a quarter of the bytes is a
+    quarter of its time.
+    """
+    made = _owners(plan, product.outs.values())
+    roles = {role for _, call in _calls(plan) for role, ref in call.ins.items() if _owners(plan, (ref,)) & made}
+    return bool(roles) and roles <= _MODULATING
 
 
 def _is_raw(plan: Plan, ref: str) -> bool:

@@ -206,11 +206,24 @@ def test_weights_change_for_all_of_their_readers():
     assert len([c for c in result.module.plan.constants if c.name.endswith("scale")]) == 1
 
 
-def keeps_one_row(net: Net) -> Value:
-    pooled = net.d.new((Batch(), 32))
-    net.d.call("reduce", {"x": net.x}, {"y": net.d.new((Batch(), 6))}, {"kind": "sum", "axes": [2]})
-    net.d.call("fill", {}, {"x": pooled}, {"value": 1.0})
-    return net.linear(pooled, net.weights(32, 32))
+def embedded(net: Net) -> Value:
+    """One row per sample, of inputs: what is known of time and label."""
+    known = net.d.new((Batch(), 32), name="embedded")
+    net.d.inputs.append(InputSpec(name="embedded", buffer=int(known.storage[1:])))
+    return known
+
+
+def keeps_embedding(net: Net) -> Value:
+    return net.linear(net.linear(embedded(net), net.weights(32, 32)), net.weights(32, 32, name="v"))
+
+
+def modulates(net: Net) -> Value:
+    """x is normed, scaled and shifted by the halves of a product of one row per sample."""
+    halves = net.linear(embedded(net), net.weights(64, 32))
+    scale, shift = (Value(halves.storage, (Batch(), 32), (64, 1), offset) for offset in (0, 32))
+    y = net.d.new((Batch(), 6, 32))
+    net.d.call("layer_norm", {"x": net.x, "scale": scale, "shift": shift}, {"y": y}, {"eps": 1e-5, "act": "none"})
+    return y
 
 
 def keeps_computed(net: Net) -> Value:
@@ -226,7 +239,8 @@ def keeps_tied(net: Net) -> Value:
 
 
 KEPT = {
-    "it has one row per sample": ("w8a8", keeps_one_row, "w"),
+    "it embeds what every layer reads": ("w8a8", keeps_embedding, "w"),
+    "the recipe keeps modulations": ("w8a8:modulation=no", modulates, "w"),
     "its weights are computed": ("w8a8", keeps_computed, "site"),
     "it is too small to gain": ("w8a8", lambda net: net.linear(net.x, net.weights(8, 32)), "w"),
     "its 30 inputs are no multiple of 4": (
@@ -272,6 +286,28 @@ def test_what_is_kept_says_why(reason):
     assert reasons(result)[node] == reason
     kept = [c for c in result.module.plan.constants if c.name == "w.weight"]
     assert all(c.dtype == "f32" for c in kept)
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w8a8:block=32", "bf16"])
+def test_modulations_are_quantized_with_a_grid_a_sample(recipe):
+    net = Net()
+    draft = inner(net, modulates(net))
+    result = insert(draft, recipe)
+    assert reasons(result) == {"end": "it is the last layer"}
+    if recipe != "bf16":
+        (quantize,) = calls(result.module, "quantize")
+        assert result.module.plan.buffers[int(quantize.outs["ygrid"][1:])].shape == ("B", 2)
+    logits, exact = (np.log(run(each)["y0"]) for each in (result.module, draft))
+    assert 35 < sqnr(logits, exact) < 70
+
+
+def test_what_modulates_and_is_read_otherwise_is_kept():
+    net = Net()
+    halves = net.linear(embedded(net), net.weights(32, 32))
+    y = net.d.new((Batch(), 6, 32))
+    net.d.call("layer_norm", {"x": net.x, "scale": halves}, {"y": y}, {"eps": 1e-5, "act": "none"})
+    result = insert(net.done(net.linear(y, net.weights(32, 32, name="end")), halves))
+    assert reasons(result)["w"] == "it embeds what every layer reads"
 
 
 def test_what_runs_once_is_kept_where_there_is_a_loop():

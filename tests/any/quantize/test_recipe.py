@@ -15,6 +15,7 @@ OPTIONS = st.fixed_dictionaries(
         "groups": st.integers(0, 9),
         "attention": st.sampled_from(["f32", "bf16", "i8"]),
         "conv": st.booleans(),
+        "modulation": st.booleans(),
         "clip": st.booleans(),
         "keep": st.lists(st.sampled_from(["*.out", "unet.mid*", "a[0-3]"]), unique=True).map(tuple),
     }
@@ -35,8 +36,8 @@ def test_a_recipe_is_its_text(weights, activations, options):
 
 
 def test_options_are_read():
-    recipe = parse_recipe("w4a8:block=64,groups=4,attention=i8,conv=no,clip=no,keep=*.down|unet.mid*")
-    assert recipe == Recipe("i4", "u8", 64, 4, "i8", False, False, ("*.down", "unet.mid*"))
+    recipe = parse_recipe("w4a8:block=64,groups=4,attention=i8,conv=no,modulation=no,clip=no,keep=*.down|unet.mid*")
+    assert recipe == Recipe("i4", "u8", 64, 4, "i8", False, False, False, ("*.down", "unet.mid*"))
     assert parse_recipe("w8a8:groups=dynamic") == Recipe()
     assert parse_recipe("w8a8:clip").clip
     assert parse_recipe("w4a8").clip, "few levels are searched by default"
