@@ -146,8 +146,17 @@ fn time_norm(channels: usize, space: usize, quantized: bool, isa: Isa) -> f64 {
     let (x, bias) = (ramp(channels * space), ramp(channels));
     let bias = Some(&bias[..]);
     let x = View::dense(&x, &[1, channels, space]).unwrap();
-    let op =
-        GroupNorm { channels, groups: 32, eps: 1e-5, weight: None, bias, scale: None, shift: None, act: Act::Silu };
+    let op = GroupNorm {
+        channels,
+        groups: 32,
+        eps: 1e-5,
+        weight: None,
+        bias,
+        scale: None,
+        shift: None,
+        act: Act::Silu,
+        smooth: None,
+    };
     let (mut floats, mut bytes) = (vec![0.0; channels * space], vec![0; channels * space]);
     let (mut grid, mut scratch) = ([0.0; 2], vec![0.0; group_norm_scratch(1, channels)]);
     best(100, || {

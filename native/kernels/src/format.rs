@@ -28,6 +28,12 @@ impl Extent {
         Extent { low: self.low.min(other.low), high: self.high.max(other.high), finite: self.finite && other.finite }
     }
 
+    /// Of the values, each times `factor`: exactly what their products span, since rounding keeps their order.
+    pub(crate) fn times(self, factor: f32) -> Extent {
+        let (a, b) = (self.low * factor, self.high * factor);
+        Extent { low: a.min(b), high: a.max(b), finite: self.finite && factor.is_finite() }
+    }
+
     /// Of a row.
     #[inline(always)]
     pub(crate) fn of<S: Simd>(s: S, row: &[f32]) -> Extent {

@@ -17,7 +17,8 @@ const TILE_PIXELS: usize = 2048;
 
 /// The operands of `group_norm` beside x and y.
 ///
-/// `y = act(norm(x) * weight + bias)`, and with scale or shift `act((norm(x) * weight + bias) * (1 + scale) + shift)`.
+/// `y = act(norm(x) * weight + bias)`, and with scale or shift `act((norm(x) * weight + bias) * (1 + scale) + shift)`; where
+/// y is quantized, it is multiplied by `smooth` first.
 #[derive(Clone, Copy)]
 pub struct GroupNorm<'a> {
     /// C
@@ -34,8 +35,18 @@ pub struct GroupNorm<'a> {
     pub scale: Option<View<'a>>,
     /// \[n, C\]
     pub shift: Option<View<'a>>,
-    /// Applied last.
+    /// The activation.
     pub act: Act,
+    /// \[C\], the factors of the channels of a result that is quantized.
+    pub smooth: Option<&'a [f32]>,
+}
+
+impl GroupNorm<'_> {
+    /// What a channel is multiplied by before it is quantized.
+    #[inline(always)]
+    fn factor(&self, channel: usize) -> f32 {
+        self.smooth.map_or(1.0, |factors| factors[channel])
+    }
 }
 
 /// The result of `group_norm`.
@@ -69,7 +80,7 @@ pub fn group_norm(ctx: &Context, op: &GroupNorm, x: &View, y: &mut Normed, scrat
     let (n, space) = (x.shape()[0], x.shape()[2..].iter().product::<usize>());
     assert_eq!(x.shape()[1], channels);
     assert!(groups > 0 && channels.is_multiple_of(groups), "{channels} channels in {groups} groups");
-    assert!([op.weight, op.bias].iter().flatten().all(|vector| vector.len() == channels));
+    assert!([op.weight, op.bias, op.smooth].iter().flatten().all(|vector| vector.len() == channels));
     let [scale, shift] = [op.scale, op.shift].map(|view| view.map(|view| PerChannel::new(view, n, channels)));
     let strides = image_strides(x.layout()).expect("the pixels of x are dense");
     let planes = Planes { x: *x, strides, space };
@@ -77,6 +88,7 @@ pub fn group_norm(ctx: &Context, op: &GroupNorm, x: &View, y: &mut Normed, scrat
     match y {
         Normed::F32(y) => {
             assert_eq!(x.shape(), y.shape());
+            assert!(op.smooth.is_none(), "only a quantized result is smoothed");
             let strides = image_strides(y.layout()).expect("the pixels of y are dense");
             let y = &*y;
             ctx.pool.run(if space == 0 { 0 } else { n * groups }, &|tile, _| {
@@ -192,7 +204,8 @@ impl Kernel for Group<'_> {
                 GroupResult::Coefficients(kept, extents) => {
                     kept[own * COEFFICIENTS..][..COEFFICIENTS].copy_from_slice(&coefficients);
                     if let Some(extents) = extents {
-                        extents[2 * own..][..2].copy_from_slice(&affine.extent(s, x).pack());
+                        let extent = affine.extent(s, x).times(op.factor(channel));
+                        extents[2 * own..][..2].copy_from_slice(&extent.pack());
                     }
                 }
             }
@@ -353,16 +366,17 @@ impl Kernel for WriteQuad<'_> {
             |i| {
                 let i = i.min(count - 1);
                 let plane = &self.job.planes.plane(self.sample, self.channel + i)[self.first..][..pixels];
-                (plane.as_ptr(), Affine::new(s, self.coefficients[i], act))
+                let factor = s.splat(self.job.op.factor(self.channel + i));
+                (plane.as_ptr(), Affine::new(s, self.coefficients[i], act), factor)
             },
         );
         for at in (0..pixels).step_by(S::LANES) {
             let n = S::LANES.min(pixels - at);
             let mut quads = s.splat_i(0);
-            for (i, (plane, affine)) in channel[..count].iter().enumerate() {
+            for (i, (plane, affine, factor)) in channel[..count].iter().enumerate() {
                 // SAFETY: the plane has `pixels >= at + n` elements.
                 let x = unsafe { s.load_first(plane.add(at), n) };
-                let byte = quantize.bytes(s, affine.apply(s, at, n, x));
+                let byte = quantize.bytes(s, s.mul(affine.apply(s, at, n, x), *factor));
                 quads = s.or(quads, s.shl(byte, 8 * i as u32));
             }
             // SAFETY: `QUAD * (at + n)` bytes are in y; a float's lane moves its four bytes as they are.

@@ -6,7 +6,8 @@ use crate::format::{MakeRow, Rows, write_rows};
 use crate::rows::{MapVector, RowStarts, map_with, sum};
 use crate::{Context, View};
 
-/// What `layer_norm` and `rms_norm` do to normalised rows: `v * weight + bias`, then `v * (1 + scale) + shift`, then act.
+/// What `layer_norm` and `rms_norm` do to normalised rows: `v * weight + bias`, then `v * (1 + scale) + shift`, then act,
+/// then `v * smooth`.
 #[derive(Clone, Copy)]
 pub struct Affine<'a> {
     /// \[D\]
@@ -17,13 +18,16 @@ pub struct Affine<'a> {
     pub scale: Option<View<'a>>,
     /// As `scale`.
     pub shift: Option<View<'a>>,
-    /// Applied last.
+    /// The activation.
     pub act: Act,
+    /// \[D\], the factors of the columns of a result that is quantized.
+    pub smooth: Option<&'a [f32]>,
 }
 
 impl Affine<'_> {
     /// Nothing.
-    pub const NONE: Affine<'static> = Affine { weight: None, bias: None, scale: None, shift: None, act: Act::None };
+    pub const NONE: Affine<'static> =
+        Affine { weight: None, bias: None, scale: None, shift: None, act: Act::None, smooth: None };
 }
 
 /// `layer_norm` of the rows of `x` [.., D] into those of `y`. The variance is biased and computed from centred values, so a
@@ -49,7 +53,7 @@ fn norm<const CENTRED: bool>(ctx: &Context, eps: f32, affine: &Affine, x: &View,
     if rows == 0 {
         return;
     }
-    assert!([affine.weight, affine.bias].iter().flatten().all(|vector| vector.len() == cols));
+    assert!([affine.weight, affine.bias, affine.smooth].iter().flatten().all(|vector| vector.len() == cols));
     let [scale, shift] = [affine.scale, affine.shift].map(|view| view.map(|view| Modulation::new(&view, rows, cols)));
     let made = NormRows::<CENTRED> { eps, affine, scale, shift, x: *x, starts };
     write_rows(ctx, (rows, cols), &made, y, scratch);
@@ -134,7 +138,11 @@ impl<S: Simd, const CENTRED: bool> MapVector<S> for NormRow<'_, S, CENTRED> {
         if let Some(shift) = self.shift {
             v = s.add(v, load(shift));
         }
-        self.affine.act.apply(s, v)
+        v = self.affine.act.apply(s, v);
+        if let Some(smooth) = self.affine.smooth {
+            v = s.mul(v, load(smooth.as_ptr()));
+        }
+        v
     }
 }
 

@@ -68,7 +68,7 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
             Box::new(move |ctx, y| {
                 let row = Some(View::dense(&w[..SIDE], &[1, SIDE]).unwrap());
                 let bias = Some(&w[..SIDE]);
-                let op = Affine { weight: bias, bias, scale: row, shift: row, act };
+                let op = Affine { weight: bias, bias, scale: row, shift: row, act, smooth: None };
                 let mut y = Rows::F32(ViewMut::dense(y, &square).unwrap());
                 layer_norm(ctx, 1e-5, &op, &View::dense(x, &square).unwrap(), &mut y, &mut []);
             }),
@@ -89,7 +89,7 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
             let x = View::dense(x, &square).unwrap();
             let y = ViewMut::dense(&mut bytes, &square).unwrap();
             let mut y = Rows::Bytes { y, top: 255, grid: Grid::Measured(&mut grid) };
-            rms_norm(ctx, 1e-5, &Affine::NONE, &x, &mut y, &mut scratch);
+            rms_norm(ctx, 1e-5, &Affine { smooth: Some(&w[..SIDE]), ..Affine::NONE }, &x, &mut y, &mut scratch);
             let mut y = Rows::Bf16(ViewMut::dense(&mut words, &square).unwrap());
             rms_norm(ctx, 1e-5, &Affine::NONE, &x, &mut y, &mut scratch);
         }),
@@ -100,7 +100,7 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
         "quantize of an image".into(),
         Box::new(move |ctx, _| {
             let x = View::dense(x, &[1, SIDE, SIDE]).unwrap();
-            quantize_image(ctx, &x, &mut bytes, 127, &mut Grid::Measured(&mut grid), &mut scratch);
+            quantize_image(ctx, &x, Some(&w[..SIDE]), &mut bytes, 127, &mut Grid::Measured(&mut grid), &mut scratch);
         }),
     ));
     kernels.push(("softmax".into(), Box::new(|ctx, y| softmax(ctx, SIDE, x, y))));

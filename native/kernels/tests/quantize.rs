@@ -5,8 +5,9 @@ mod common;
 use common::{Numbers, Threads, isas};
 use proptest::prelude::*;
 use scoregraph_kernels::format::{Grid, Rows};
+use scoregraph_kernels::norm::{Affine, layer_norm, rms_norm};
 use scoregraph_kernels::quantize::{quantize, quantize_image, quantize_image_scratch, rows_scratch};
-use scoregraph_kernels::{Context, Isa, Layout, Parallel, Serial, View, ViewMut};
+use scoregraph_kernels::{Act, Context, Isa, Layout, Parallel, Serial, View, ViewMut};
 
 /// The grid that spans the values, and the factor that quantizes with it.
 fn spanning(values: &[f32], top: f32) -> ([f32; 2], f32) {
@@ -52,6 +53,8 @@ fn values(seed: u64, n: usize, size: f32, kind: u8) -> Vec<f32> {
     x
 }
 
+type Norm = fn(&Context, f32, &Affine, &View, &mut Rows, &mut [f32]);
+
 const SIZES: [f32; 6] = [1.0, 1e-3, 300.0, 3.4e38, 1e-37, 1e-42];
 
 fn bits(grid: &[f32]) -> Vec<u32> {
@@ -79,7 +82,7 @@ proptest! {
             let (mut bytes, mut grid) = (vec![77u8; in_rows], vec![7.0f32; 2 * groups]);
             let y = ViewMut::new(&mut bytes, 0, layout).unwrap();
             let mut out = Rows::Bytes { y, top, grid: Grid::Measured(&mut grid) };
-            quantize(ctx, &x, &mut out, &mut vec![f32::NAN; rows_scratch(rows, cols, ctx.pool.threads())]);
+            quantize(ctx, &x, None, &mut out, &mut vec![f32::NAN; rows_scratch(rows, cols, ctx.pool.threads())]);
             (bytes, bits(&grid))
         });
         for group in 0..groups {
@@ -123,7 +126,7 @@ proptest! {
             let mut bytes = vec![255u8; rows * cols];
             let y = ViewMut::dense(&mut bytes, &[rows, cols]).unwrap();
             let mut out = Rows::Bytes { y, top, grid: Grid::Given(&grid) };
-            quantize(ctx, &x, &mut out, &mut vec![f32::NAN; rows_scratch(rows, cols, ctx.pool.threads())]);
+            quantize(ctx, &x, None, &mut out, &mut vec![f32::NAN; rows_scratch(rows, cols, ctx.pool.threads())]);
             bytes
         });
         // Whatever the grid, a byte of 7 bits is one: kernels that multiply bytes rely on it.
@@ -158,7 +161,7 @@ proptest! {
             let mut bytes = vec![77u8; n * channels.next_multiple_of(4) * pixels];
             let mut own = given.clone();
             let mut grid = if measured { Grid::Measured(&mut own) } else { Grid::Given(&given) };
-            quantize_image(ctx, &x, &mut bytes, top, &mut grid, &mut vec![f32::NAN; quantize_image_scratch(n, channels)]);
+            quantize_image(ctx, &x, None, &mut bytes, top, &mut grid, &mut vec![f32::NAN; quantize_image_scratch(n, channels)]);
             (bytes, bits(&own))
         });
         let plane = |image: usize, channel: usize| &data[(image * wide + channel + 1) * pixels..][..pixels];
@@ -182,6 +185,79 @@ proptest! {
         }
     }
 
+    /// Factors make of rows and images what they make of values that were multiplied before.
+    #[test]
+    fn factors_are_multiplied_first(
+        (n, channels, pixels) in (1..4usize, 1..40usize, 1..50usize),
+        shared: bool,
+        measured: bool,
+        size in prop::sample::select(&SIZES[..]),
+        (kind, factor_kind) in (0..8u8, 0..24u8),
+        top in prop::sample::select(&[255u8, 127][..]),
+        seed: u64,
+    ) {
+        let data = values(seed, n * channels * pixels, size, kind);
+        let factors = values(!seed, channels, 2.0, factor_kind);
+        let grids = if shared { 1 } else { n };
+        let given = [0.02 * size, 40.0].repeat(grids);
+        let image = |x: &[f32], smooth: Option<&[f32]>| same_everywhere(|ctx| {
+            let (mut bytes, mut own) = (vec![77u8; n * channels.next_multiple_of(4) * pixels], vec![7.0; 2 * grids]);
+            let mut grid = if measured { Grid::Measured(&mut own) } else { Grid::Given(&given) };
+            let x = View::dense(x, &[n, channels, pixels]).unwrap();
+            let mut scratch = vec![f32::NAN; quantize_image_scratch(n, channels)];
+            quantize_image(ctx, &x, smooth, &mut bytes, top, &mut grid, &mut scratch);
+            (bytes, bits(&own))
+        });
+        let times: Vec<f32> = data.iter().enumerate().map(|(i, x)| x * factors[i / pixels % channels]).collect();
+        prop_assert_eq!(image(&data, Some(&factors)), image(&times, None));
+        let rows = |x: &[f32], smooth: Option<&[f32]>| same_everywhere(|ctx| {
+            let (mut bytes, mut own) = (vec![77u8; x.len()], vec![7.0; 2 * grids]);
+            let y = ViewMut::dense(&mut bytes, &[n * pixels, channels]).unwrap();
+            let grid = if measured { Grid::Measured(&mut own) } else { Grid::Given(&given) };
+            let mut scratch = vec![f32::NAN; rows_scratch(n * pixels, channels, ctx.pool.threads())];
+            let x = View::dense(x, &[n * pixels, channels]).unwrap();
+            quantize(ctx, &x, smooth, &mut Rows::Bytes { y, top, grid }, &mut scratch);
+            (bytes, bits(&own))
+        });
+        let times: Vec<f32> = data.iter().enumerate().map(|(i, x)| x * factors[i % channels]).collect();
+        prop_assert_eq!(rows(&data, Some(&factors)), rows(&times, None));
+    }
+
+    /// A norm that quantizes is the norm, then `quantize`.
+    #[test]
+    fn norms_quantize_what_they_would_write(
+        (n, cols) in (1..6usize, 1..70usize),
+        shared: bool,
+        smoothed: bool,
+        top in prop::sample::select(&[255u8, 127][..]),
+        seed: u64,
+    ) {
+        let mut numbers = Numbers(seed);
+        let (data, weight, factors) = (numbers.floats(n * cols), numbers.floats(cols), numbers.floats(cols));
+        let x = View::dense(&data, &[n, cols]).unwrap();
+        let smooth = smoothed.then_some(&factors[..]);
+        let grids = if shared { 1 } else { n };
+        for (norm, centred) in [(layer_norm as Norm, true), (rms_norm, false)] {
+            for isa in isas() {
+                let ctx = Context { isa, pool: &Threads(2) };
+                let act = if centred { Act::Silu } else { Act::None };
+                let plain = Affine { weight: Some(&weight), act, ..Affine::NONE };
+                let mut floats = vec![0.0; n * cols];
+                norm(&ctx, 1e-5, &plain, &x, &mut Rows::F32(ViewMut::dense(&mut floats, &[n, cols]).unwrap()), &mut []);
+                let write = |make: &dyn Fn(&mut Rows, &mut [f32])| {
+                    let (mut bytes, mut grid) = (vec![77u8; n * cols], vec![7.0; 2 * grids]);
+                    let y = ViewMut::dense(&mut bytes, &[n, cols]).unwrap();
+                    let mut y = Rows::Bytes { y, top, grid: Grid::Measured(&mut grid) };
+                    make(&mut y, &mut vec![f32::NAN; rows_scratch(n, cols, 2)]);
+                    (bytes, bits(&grid))
+                };
+                let made = write(&|y, scratch| norm(&ctx, 1e-5, &Affine { smooth, ..plain }, &x, y, scratch));
+                let floats = View::dense(&floats, &[n, cols]).unwrap();
+                prop_assert_eq!(made, write(&|y, scratch| quantize(&ctx, &floats, smooth, y, scratch)), "{}", isa.name());
+            }
+        }
+    }
+
     #[test]
     fn bf16_is_the_nearest((rows, cols) in (1..5usize, 1..100usize), kind in 0..8u8, seed: u64) {
         let data = values(seed, rows * cols, 10.0, kind);
@@ -189,7 +265,7 @@ proptest! {
         let made = same_everywhere(|ctx| {
             let mut y = vec![7u16; rows * cols];
             let mut out = Rows::Bf16(ViewMut::dense(&mut y, &[rows, cols]).unwrap());
-            quantize(ctx, &x, &mut out, &mut vec![f32::NAN; rows_scratch(rows, cols, ctx.pool.threads())]);
+            quantize(ctx, &x, None, &mut out, &mut vec![f32::NAN; rows_scratch(rows, cols, ctx.pool.threads())]);
             y
         });
         for (&x, made) in data.iter().zip(made) {

@@ -56,6 +56,7 @@ proptest! {
                 scale: modulated.then(|| View::new(&wide, cols, layout).unwrap()),
                 shift: modulated.then(|| View::new(&wide, 3 * cols, layout).unwrap()),
                 act: if silu { Act::Silu } else { Act::None },
+                smooth: None,
             };
             floats(&[m, cols], &x, |x, y| layer_norm(ctx, eps, &op, x, y, &mut []))
         });

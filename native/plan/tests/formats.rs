@@ -101,6 +101,35 @@ fn a_result_says_its_format_and_grid() {
     }
 }
 
+/// Columns times 1 and 2 are quantized; what is not has no such factors, nor may there be too few or too many.
+#[test]
+fn factors_belong_to_quantized_results() {
+    let cases: [(&str, &[f32], &str); 4] = [
+        ("u8", &[1.0, 2.0], ""),
+        ("u8", &[1.0, 2.0, 3.0], "smooth has the shape [3]"),
+        ("u7", &[1.0], "smooth has the shape [1]"),
+        ("bf16", &[1.0, 2.0], "y is bf16; smooth belongs"),
+    ];
+    for (dtype, factors, said) in cases {
+        let mut d = Draft::default();
+        let x = d.constant(&[1, 2], "plain", &[-1.0, 2.0]);
+        let smooth = d.constant(&[factors.len() as u64], "plain", factors);
+        let y = d.typed(dtype, json!([1, 2]), 4, "fixed");
+        let grid = d.constant(&[1, 2], "plain", &[0.5, 100.0]);
+        let ins = [("x", x.as_str()), ("smooth", &smooth), ("ygrid", &grid)];
+        let ins = if dtype == "bf16" { &ins[..2] } else { &ins[..] };
+        d.segment("start", json!({}), &[call("quantize", ins, &[("y", &y)], json!({}))]);
+        d.output("y", &y);
+        if said.is_empty() {
+            let made = run_bytes(&d.program(1).unwrap(), 1, &[("y", DType::U8, 2)]).unwrap();
+            assert_eq!(made[0], [98, 108]);
+        } else {
+            let fault = d.fault();
+            assert!(fault.code == Code::Plan && fault.text.contains(said), "{dtype}: {fault}");
+        }
+    }
+}
+
 /// In rows that name rows 2, 0, 1 of a constant: each is added to a sum that weighs the past by ten.
 #[test]
 fn rows_are_selected_by_the_table_or_the_step() {

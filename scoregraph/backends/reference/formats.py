@@ -65,16 +65,25 @@ def from_quads(stored: Tensor, channels: int) -> Tensor:
 
 
 def encode(y: Tensor, ins: Roles, frame: Frame) -> Tensor | dict[str, Tensor]:
-    """A result in the format of the buffer it goes to: as it is, bf16, or quantized, with the grid if it is dynamic."""
+    """A result in the format of the buffer it goes to: as it is, bf16, or quantized, with the grid if it is dynamic.
+
+    The operand ``smooth`` [C] multiplies the channels of an image, or the columns of rows, before they are quantized.
+    """
     dtype = frame.dtypes.get("y", "f32")
+    assert dtype in TOP or "smooth" not in ins, f"{frame.site}: y is {dtype}; smooth belongs to a quantized result"
     if dtype == "bf16":
         return y.to(torch.float32).to(torch.bfloat16)
     if dtype not in TOP:
         return y
     static = ins.get("ygrid")
     rows = frame.shape("ygrid")[0] if static is None else static.shape[0]
+    is_image = y.dim() == 4 and len(frame.shape("y")) == 5
+    y = y.to(torch.float32)
+    if "smooth" in ins:
+        smooth = ins["smooth"].to(torch.float32)
+        y = y * (smooth[:, None, None] if is_image else smooth)
     q, grid = quantized(y, TOP[dtype], rows, static)
-    if y.dim() == 4 and len(frame.shape("y")) == 5:
+    if is_image:
         q = quads(q)
     return {"y": q} if static is not None else {"y": q, "ygrid": grid}
 

@@ -113,6 +113,46 @@ def test_images_are_stored_in_quads():
     assert torch.equal(formats.from_quads(made["y"], 6), plain)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_smooth_multiplies_the_channels_before_they_are_measured(static):
+    """Of rows and of images; the grid is that of the products."""
+    given = {"ygrid": torch.tensor([[0.05, 90.0]])} if static else {}
+    smooth = torch.tensor([0.25, 8.0, 1.0, 3.0, 0.5, 1.5], dtype=torch.float64)
+    x = randn(4, 6)
+    made = run("quantize", {"x": x, "smooth": smooth, **given}, {}, (4, 6), "u8", grid_rows=0 if static else 4)
+    after = run("quantize", {"x": x * smooth, **given}, {}, (4, 6), "u8", grid_rows=0 if static else 4)
+    assert made.keys() == after.keys()
+    assert all(torch.equal(made[role], after[role]) for role in made)
+    image = randn(2, 6, 3, 5)
+    rows = 0 if static else 2
+    made = run("quantize", {"x": image, "smooth": smooth, **given}, {}, (2, 2, 3, 5, 4), "u8", grid_rows=rows)
+    after = run("quantize", {"x": image * smooth[:, None, None], **given}, {}, (2, 2, 3, 5, 4), "u8", grid_rows=rows)
+    assert made.keys() == after.keys()
+    assert all(torch.equal(made[role], after[role]) for role in made)
+
+
+def test_a_smoothed_product_is_the_product():
+    """Exactly, where the bytes are: whole numbers of steps, factors that are powers of two."""
+    x, w = integers(-3, 3, 4, 32).double(), integers(-15, 15, 5, 32).double()
+    smooth = torch.tensor([0.5, 1.0, 2.0, 4.0]).repeat(8).double()
+    grid = torch.tensor([[0.5, 128.0]])
+    q = run("quantize", {"x": x, "smooth": smooth, "ygrid": grid}, {}, (4, 32), "u8")["y"]
+    fourth = (4.0 * w / smooth).to(torch.int8)  # whole, of steps of a quarter
+    ins = {
+        "x": q,
+        "grid": grid,
+        "w": fourth,
+        "wscale": torch.full((5, 1), 0.25),
+        "wsum": fourth.sum(1)[:, None].double(),
+    }
+    torch.testing.assert_close(run("linear", ins, {}, (4, 5))["y"], x @ w.T, rtol=1e-12, atol=1e-12)
+
+
+def test_smooth_belongs_to_quantized_results():
+    with pytest.raises(AssertionError, match="smooth"):
+        run("quantize", {"x": randn(2, 4), "smooth": torch.ones(4)}, {}, (2, 4), "bf16")
+
+
 def integers(low: int, high: int, *shape: int) -> torch.Tensor:
     """Whole numbers in low … high, the ends among them."""
     values = RNG.integers(low, high, size=shape, endpoint=True)
@@ -189,7 +229,7 @@ def test_convolution_of_whole_numbers(stride, padding, up):
 
 def test_norms_write_what_quantize_would_make_of_them():
     x, image = randn(4, 6, 8), randn(2, 8, 3, 3)
-    scale, shift = randn(2, 8), randn(2, 8)
+    scale, shift, smooth = randn(2, 8), randn(2, 8), randn(8).abs()
     square = {"groups": 2, "eps": 1e-5, "act": "silu"}
     cases = [
         ("layer_norm", {"x": x, "scale": scale, "shift": shift}, {"eps": 1e-6, "act": "none"}, (4, 6, 8), 24),
@@ -205,10 +245,11 @@ def test_norms_write_what_quantize_would_make_of_them():
     for op, ins, attrs, shape, rows in cases:
         plain = run(op, ins, attrs, shape or tuple(image.shape))["y"]
         stored = shape or (2, 2, 3, 3, 4)
-        expected = run("quantize", {"x": plain}, {}, stored, "u7", grid_rows=rows)
-        made = run(op, ins, attrs, stored, "u7", grid_rows=rows)
-        assert torch.equal(made["y"], expected["y"])
-        assert torch.equal(made["ygrid"], expected["ygrid"])
+        for factors in ({}, {"smooth": smooth}):
+            expected = run("quantize", {"x": plain, **factors}, {}, stored, "u7", grid_rows=rows)
+            made = run(op, {**ins, **factors}, attrs, stored, "u7", grid_rows=rows)
+            assert torch.equal(made["y"], expected["y"])
+            assert torch.equal(made["ygrid"], expected["ygrid"])
 
 
 def test_modulated_rms_norm_is_the_formula():

@@ -20,6 +20,8 @@ struct Case {
     affine: [Option<Vec<f32>>; 2],
     /// Scale and shift, in rows of `C + 5`.
     modulation: [Option<Vec<f32>>; 2],
+    /// Factors of the channels where the result is quantized, `[C]`.
+    smooth: Option<Vec<f32>>,
 }
 
 impl Case {
@@ -35,6 +37,7 @@ impl Case {
             x: numbers(seed, batch * channels * space),
             affine: [operand(0, channels), operand(1, channels)],
             modulation: [operand(2, rows), operand(3, rows)],
+            smooth: None,
         }
     }
 
@@ -78,6 +81,7 @@ impl Case {
             scale,
             shift,
             act: self.act,
+            smooth: self.smooth.as_deref().filter(|_| matches!(y, Normed::Bytes { .. })),
         };
         let x = images.spread(&self.x);
         let mut scratch = vec![f32::NAN; group_norm_scratch(self.batch, self.channels)];
@@ -221,12 +225,18 @@ fn spanning(values: &[f32], top: f32) -> [f32; 3] {
     [(high - low) / top, (-low * inv).round_ties_even() + 0.0, inv]
 }
 
-/// The bytes are those of the very floats that the same call writes as float32, and so is the grid that it measures.
+/// The bytes are those of the very floats that the same call writes as float32, times the factors of their channels, and so
+/// is the grid that it measures.
 fn check_quantized(case: &Case, top: u8, rows: usize) {
     let Case { batch, channels, space, .. } = *case;
     let (sample, share) = (channels * space, batch / rows);
     for isa in float_isas() {
-        let values = case.run(isa, 1);
+        let mut values = case.run(isa, 1);
+        if let Some(factors) = &case.smooth {
+            for (channel, plane) in values.chunks_mut(space).enumerate() {
+                plane.iter_mut().for_each(|value| *value *= factors[channel % channels]);
+            }
+        }
         let spans: Vec<_> = values.chunks(share * sample).map(|values| spanning(values, f32::from(top))).collect();
         let expected = |spans: &[[f32; 3]]| {
             let mut bytes = vec![0; batch * channels.next_multiple_of(4) * space];
@@ -265,10 +275,11 @@ proptest! {
         space in 1usize..=70,
         act in proptest::sample::select(vec![Act::None, Act::Silu, Act::Relu, Act::Tanh]),
         top in proptest::sample::select(vec![127u8, 255]),
-        shared in any::<bool>(),
+        (shared, smoothed) in any::<(bool, bool)>(),
         seed in any::<u32>(),
     ) {
-        let case = Case::new([batch, groups * per_group, groups, space], [true; 4], act, u64::from(seed));
+        let mut case = Case::new([batch, groups * per_group, groups, space], [true; 4], act, u64::from(seed));
+        case.smooth = smoothed.then(|| numbers(u64::from(!seed), groups * per_group));
         check_quantized(&case, top, if shared { 1 } else { batch });
     }
 }

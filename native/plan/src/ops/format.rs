@@ -3,6 +3,7 @@
 use scoregraph_kernels::Layout;
 use scoregraph_kernels::format::{Grid, Rows};
 
+use super::norm::vector;
 use super::{Args, Frame};
 use crate::fault::{Fault, Result};
 use crate::operand::Operand;
@@ -68,6 +69,17 @@ pub(super) fn check_grid(grid: &Operand, role: &str, rows: usize) -> Result<usiz
     }
 }
 
+/// The operand `smooth` of a result of type `y`: what its channels (columns) are multiplied by before they are quantized.
+pub(super) fn smooth(args: &Args<'_>, y: DType, channels: usize) -> Result<Option<Operand>> {
+    let found = vector(args, "smooth", channels)?;
+    match found {
+        Some(_) if top(y).is_none() => {
+            Err(Fault::plan(format!("y is {y}; smooth belongs to a result that is quantized, u8 or u7")))
+        }
+        found => Ok(found),
+    }
+}
+
 /// A result of rows.
 pub(super) struct RowsOperand {
     y: Operand,
@@ -88,9 +100,9 @@ impl RowsOperand {
         Ok(RowsOperand { y, grid })
     }
 
-    /// Whether floats are written as they are.
-    pub(super) fn is_f32(&self) -> bool {
-        self.y.dtype == DType::F32
+    /// In what its elements are written.
+    pub(super) fn dtype(&self) -> DType {
+        self.y.dtype
     }
 
     /// Where it lies.

@@ -6,7 +6,7 @@ use scoregraph_kernels::group_norm::{
     GroupNorm as GroupNormArgs, Normed, group_norm as group_norm_kernel, group_norm_scratch,
 };
 
-use super::format::{GridOperand, top};
+use super::format::{GridOperand, smooth, top};
 use super::norm::vector;
 use super::{Args, Frame, Kernel, Target};
 use crate::fault::{Fault, Result};
@@ -27,6 +27,7 @@ struct GroupNorm {
     shift: Option<Operand>,
     eps: f32,
     act: Act,
+    smooth: Option<Operand>,
 }
 
 pub(super) fn group_norm(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
@@ -62,6 +63,7 @@ pub(super) fn group_norm(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> 
         shift: per_channel(args, "shift", samples, channels)?,
         eps: args.number("eps")?,
         act: args.act()?,
+        smooth: smooth(args, y.dtype, channels)?,
         format,
         x,
         y,
@@ -100,6 +102,7 @@ impl Kernel for GroupNorm {
                 scale: self.scale.as_ref().map(|scale| frame.view(scale)),
                 shift: self.shift.as_ref().map(|shift| frame.view(shift)),
                 act: self.act,
+                smooth: self.smooth.as_ref().map(|smooth| frame.slice(smooth)),
             };
             let mut y = match &self.format {
                 Some((top, grid)) => Normed::Bytes { y: frame.slice_mut(&self.y), top: *top, grid: grid.grid(frame) },

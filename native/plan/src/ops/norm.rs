@@ -5,10 +5,11 @@ use scoregraph_kernels::format::rows_scratch;
 use scoregraph_kernels::norm::{Affine as AffineArgs, layer_norm as layer_norm_kernel, rms_norm as rms_norm_kernel};
 use scoregraph_kernels::softmax::softmax as softmax_kernel;
 
-use super::format::{RowsOperand, expect_rows};
+use super::format::{RowsOperand, expect_rows, smooth};
 use super::{Args, Frame, Kernel, Target};
 use crate::fault::{Fault, Result};
 use crate::operand::Operand;
+use crate::schema::DType;
 
 /// x and y, dense and of one shape, and the length of their rows.
 pub(super) fn rows_in_and_out(args: &Args<'_>) -> Result<(Operand, Operand, usize)> {
@@ -72,6 +73,7 @@ struct Affine {
     scale: Option<Operand>,
     shift: Option<Operand>,
     act: Act,
+    smooth: Option<Operand>,
 }
 
 impl Affine {
@@ -86,6 +88,7 @@ impl Affine {
                 scale: self.scale.as_ref().map(|scale| frame.view(scale)),
                 shift: self.shift.as_ref().map(|shift| frame.view(shift)),
                 act: self.act,
+                smooth: self.smooth.as_ref().map(|smooth| frame.slice(smooth)),
             }
         }
     }
@@ -120,6 +123,7 @@ fn norm(args: &Args<'_>, centred: bool) -> Result<Box<dyn Kernel>> {
         scale: group_rows(args, "scale", rows, width)?,
         shift: group_rows(args, "shift", rows, width)?,
         act: if centred { args.act()? } else { Act::None },
+        smooth: smooth(args, y.dtype(), width)?,
     };
     Ok(Box::new(Norm { centred, x, y, rows, width, affine, eps: args.number("eps")? }))
 }
@@ -135,6 +139,6 @@ impl Kernel for Norm {
     }
 
     fn scratch_floats(&self, threads: usize) -> usize {
-        if self.y.is_f32() { 0 } else { rows_scratch(self.rows, self.width, threads) }
+        if self.y.dtype() == DType::F32 { 0 } else { rows_scratch(self.rows, self.width, threads) }
     }
 }

@@ -5,10 +5,11 @@ use scoregraph_kernels::quantize::{
     quantize as quantize_kernel, quantize_image as quantize_image_kernel, quantize_image_scratch, rows_scratch,
 };
 
-use super::format::{GridOperand, RowsOperand, expect_rows, top};
+use super::format::{GridOperand, RowsOperand, expect_rows, smooth, top};
 use super::{Args, Frame, Kernel, Target};
 use crate::fault::{Fault, Result};
 use crate::operand::Operand;
+use crate::schema::DType;
 
 pub(super) fn quantize(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
     let x = args.input("x")?;
@@ -18,14 +19,15 @@ pub(super) fn quantize(args: &Args<'_>, _: Target) -> Result<Box<dyn Kernel>> {
     }
     let (rows, cols) = expect_rows(&x, "x")?;
     let y = RowsOperand::of(args, x.shape())?;
-    if y.is_f32() {
+    if y.dtype() == DType::F32 {
         return Err(Fault::plan("y is f32, as x is; use copy"));
     }
-    Ok(Box::new(QuantizeRows { x, y, rows, cols }))
+    Ok(Box::new(QuantizeRows { smooth: smooth(args, y.dtype(), cols)?, x, y, rows, cols }))
 }
 
 struct QuantizeRows {
     x: Operand,
+    smooth: Option<Operand>,
     y: RowsOperand,
     rows: usize,
     cols: usize,
@@ -34,8 +36,10 @@ struct QuantizeRows {
 impl Kernel for QuantizeRows {
     unsafe fn run(&self, frame: &Frame<'_>) -> Result<()> {
         // SAFETY: the contract of `run`.
-        let (x, mut y, scratch) = unsafe { (frame.view(&self.x), self.y.rows(frame), frame.scratch()) };
-        quantize_kernel(&frame.context(), &x, &mut y, scratch);
+        unsafe {
+            let smooth = self.smooth.as_ref().map(|smooth| frame.slice(smooth));
+            quantize_kernel(&frame.context(), &frame.view(&self.x), smooth, &mut self.y.rows(frame), frame.scratch());
+        }
         Ok(())
     }
 
@@ -47,6 +51,7 @@ impl Kernel for QuantizeRows {
 struct QuantizeImage {
     /// With its pixels as one dimension: [n, C, H * W].
     x: Operand,
+    smooth: Option<Operand>,
     y: Operand,
     top: u8,
     grid: GridOperand,
@@ -66,7 +71,7 @@ fn image(args: &Args<'_>, mut x: Operand, y: Operand) -> Result<Box<dyn Kernel>>
     y.expect_dense("y")?;
     y.expect_shape("y", &[n, channels.div_ceil(4), height, width, 4])?;
     x.layout = Layout::new(&[n, channels, height * width], &[sample, channel, 1]).map_err(Fault::plan)?;
-    Ok(Box::new(QuantizeImage { grid: GridOperand::of(args, n)?, x, y, top }))
+    Ok(Box::new(QuantizeImage { smooth: smooth(args, y.dtype, channels)?, grid: GridOperand::of(args, n)?, x, y, top }))
 }
 
 impl Kernel for QuantizeImage {
@@ -74,7 +79,9 @@ impl Kernel for QuantizeImage {
         // SAFETY: the contract of `run`.
         unsafe {
             let (x, y) = (frame.view(&self.x), frame.slice_mut(&self.y));
-            quantize_image_kernel(&frame.context(), &x, y, self.top, &mut self.grid.grid(frame), frame.scratch());
+            let smooth = self.smooth.as_ref().map(|smooth| frame.slice(smooth));
+            let mut grid = self.grid.grid(frame);
+            quantize_image_kernel(&frame.context(), &x, smooth, y, self.top, &mut grid, frame.scratch());
         }
         Ok(())
     }
