@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +15,9 @@ import numpy as np
 
 from scoregraph import backends
 from scoregraph.backends.protocol import Cancel, Constants, Program, Progress
-from scoregraph.errors import BadInput, BatchMismatch, CannotWrite, Location, MissingInput, UnknownName, here
+from scoregraph.errors import BadInput, BatchMismatch, CannotWrite, MissingInput, UnknownName, here
 from scoregraph.plan import files
-from scoregraph.plan.dims import at, has_batch, parse_dim
+from scoregraph.plan.dims import Batch, at, has_batch, parse_dim
 from scoregraph.plan.schema import InputSpec, Plan
 
 if TYPE_CHECKING:
@@ -103,26 +106,24 @@ class CompiledPlan:
             Cancelled: ``cancel`` was set.
             LoopUnfinished: a loop that chooses its own steps needs more rounds than it may make.
         """
-        where = here()
-        specs = {spec.name: spec for spec in self.plan.inputs}
         bank = self._bank
         for name in inputs:
-            if name not in specs or specs[name] is bank:
-                raise UnknownName(kind="input", name=name, known=self._names(), where=where)
+            if name not in self._inputs or (bank is not None and name == bank.name):
+                raise UnknownName(kind="input", name=name, known=self._names(), where=here())
         if bank is not None:
             inputs[bank.name] = noise
         elif noise is not None:
             problem = "this plan generates its noise from the seed"
-            raise BadInput(name="noise", problem=problem, help="compile with noise='bank' to give it", where=where)
-        given = {name: self._array(spec, inputs, where) for name, spec in specs.items()}
+            raise BadInput(name="noise", problem=problem, help="compile with noise='bank' to give it", where=here())
+        given = {name: held.array(inputs.get(name, held.spec.default)) for name, held in self._inputs.items()}
         if bank is not None:
-            self._check_bank(bank, given[bank.name], where)
-        keys = None if seeds is None else _keys(seeds, where)
-        first = np.uint64(_key(seed, "seed", where))
-        size = self._batch(given, keys, batch, where)
+            self._check_bank(bank, given[bank.name])
+        keys = None if seeds is None else _keys(seeds)
+        first = _key(seed, "seed")
+        size = self._batch(given, keys, batch)
         if keys is None:
-            keys = first + np.arange(size, dtype=np.uint64)  # arrays of unsigned integers wrap around
-        bound = {name: self._fit(specs[name], array, size, where) for name, array in given.items()}
+            keys = np.array([_key(first + i, "seed") for i in range(size)], np.uint64)
+        bound = {name: self._inputs[name].fit(array, size) for name, array in given.items()}
         with self._lock:
             return self.program.run(bound, keys, progress, cancel)
 
@@ -159,7 +160,18 @@ class CompiledPlan:
         """(draws, *latent shape) of one sample's noise, if the plan takes its noise from ``run(noise=…)``."""
         return None if self._bank is None else self.shape(self._bank)[1:]
 
-    @property
+    @cached_property
+    def _inputs(self) -> dict[str, _Input]:
+        """The plan's inputs by name, read once: a run of a small network takes less time than reading a plan."""
+        buffers, known = self.plan.buffers, ", ".join(spec.name for spec in self.plan.inputs)
+        return {
+            spec.name: _Input(
+                spec, tuple(map(parse_dim, buffers[spec.buffer].shape)), _NUMPY[buffers[spec.buffer].dtype], known
+            )
+            for spec in self.plan.inputs
+        }
+
+    @cached_property
     def _bank(self) -> InputSpec | None:
         """The input that holds the noise of every draw."""
         return next((spec for spec in self.plan.inputs if spec.buffer == self.plan.bank), None)
@@ -172,95 +184,132 @@ class CompiledPlan:
         """The shape of an input for ``batch`` samples."""
         return at((parse_dim(d) for d in self.plan.buffers[spec.buffer].shape), batch)
 
-    def _array(self, spec: InputSpec, inputs: Mapping[str, ArrayLike], where: Location | str | None) -> np.ndarray:
-        value = inputs.get(spec.name, spec.default)
-        if value is None:
-            known = ", ".join(other.name for other in self.plan.inputs)
-            raise MissingInput(name=spec.name, known=known, where=where)
-        dtype = _NUMPY[self.plan.buffers[spec.buffer].dtype]
-        try:
-            array = np.asarray(value)
-            if array.dtype.kind not in "biuf":
-                raise TypeError
-            with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or wraps is refused below
-                cast = array.astype(dtype)
-        except (TypeError, ValueError, RuntimeError):
-            problem = f"{value!r} is not a number or an array of numbers"
-            raise BadInput(name=spec.name, problem=problem, help="pass numbers", where=where) from None
-        if dtype.kind in "iu" and not np.array_equal(cast, array):
-            raise BadInput(name=spec.name, problem="whole numbers are expected", help="round the values", where=where)
-        if dtype.kind == "f" and not np.isfinite(cast).all():
-            first = tuple(int(i) for i in np.argwhere(~np.isfinite(cast))[0])
-            problem = f"it holds {cast[first]} at index {list(first)}"
-            raise BadInput(name=spec.name, problem=problem, help="give finite numbers", where=where)
-        low, high = spec.low, spec.high
-        if (low is not None and (cast < low).any()) or (high is not None and (cast > high).any()):
-            worst = cast.min() if low is not None and (cast < low).any() else cast.max()
-            bounds = f"{'-inf' if low is None else f'{low:g}'} to {'inf' if high is None else f'{high:g}'}"
-            problem = f"{worst:g} is outside {bounds}"
-            raise BadInput(name=spec.name, problem=problem, help=f"give values from {bounds}", where=where)
-        return cast
-
-    def _check_bank(self, bank: InputSpec, array: np.ndarray, where: Location | str | None) -> None:
+    def _check_bank(self, bank: InputSpec, array: np.ndarray) -> None:
         """A bank states every draw: one that fits by repeating numbers along the draws would be a mistake."""
         wanted = self.shape(bank)[1:]
         if array.ndim > len(wanted) + 1 or array.shape[-len(wanted) :] != wanted:
             problem = f"its shape is {list(array.shape)}; each sample takes {wanted[0]} draws of {list(wanted[1:])}"
             shapes = f"[batch, {', '.join(map(str, wanted))}]"
-            raise BadInput(name=bank.name, problem=problem, help=f"give {shapes} or {list(wanted)}", where=where)
+            raise BadInput(name=bank.name, problem=problem, help=f"give {shapes} or {list(wanted)}", where=here())
 
-    def _batch(
-        self, given: Mapping[str, np.ndarray], keys: np.ndarray | None, batch: int | None, where: Location | str | None
-    ) -> int:
+    def _batch(self, given: Mapping[str, np.ndarray], keys: np.ndarray | None, batch: int | None) -> int:
         """The number of samples, agreed by everything that states one."""
         stated: dict[str, int] = {}
         if batch is not None:
-            stated["batch"] = _whole(batch, "batch", where)
+            stated["batch"] = _whole(batch, "batch")
         if keys is not None:
             stated["seeds"] = len(keys)
-        for spec in self.plan.inputs:
-            shape = tuple(parse_dim(d) for d in self.plan.buffers[spec.buffer].shape)
-            if has_batch(shape) and given[spec.name].ndim == len(shape) and given[spec.name].shape[0] != 1:
-                stated[spec.name] = given[spec.name].shape[0]
+        for name, held in self._inputs.items():
+            array = given[name]
+            if held.grows and array.ndim == len(held.dims) and array.shape[0] != 1:
+                stated[name] = array.shape[0]
         sizes = set(stated.values())
         if len(sizes) > 1 or min(sizes, default=1) < 1:
             said = ", ".join(f"{name} says {size}" for name, size in stated.items())
-            raise BatchMismatch(said=said, where=where)
+            raise BatchMismatch(said=said, where=here())
         return sizes.pop() if sizes else 1
 
-    def _fit(self, spec: InputSpec, array: np.ndarray, batch: int, where: Location | str | None) -> np.ndarray:
-        shape = self.shape(spec, batch)
+
+@dataclass(frozen=True)
+class _Input:
+    """What a run must know of an input.
+
+    Attributes:
+        dims, dtype: of its buffer.
+        known: the names of all inputs, for messages.
+    """
+
+    spec: InputSpec
+    dims: tuple[int | Batch, ...]
+    dtype: np.dtype[Any]
+    known: str
+
+    @cached_property
+    def grows(self) -> bool:
+        """Whether there is one value per sample."""
+        return has_batch(self.dims)
+
+    def array(self, value: ArrayLike) -> np.ndarray:
+        """What was given as a dense array of its own, in the buffer's type, of any shape; in the input's range.
+
+        Raises:
+            MissingInput, BadInput: it is not given, or not numbers, or none that the plan takes.
+        """
+        name = self.spec.name
+        if value is None:
+            raise MissingInput(name=name, known=self.known, where=here())
         try:
-            return np.array(np.broadcast_to(array, shape), order="C")  # a copy: nobody else's memory, and writable
+            array = np.asarray(value)
+            if array.dtype.kind not in "biuf":
+                raise TypeError
+            cast = self._cast(array)
+        except (TypeError, ValueError, RuntimeError):
+            problem = f"{value!r} is not a number or an array of numbers"
+            raise BadInput(name=name, problem=problem, help="pass numbers", where=here()) from None
+        if self.dtype.kind != "f" and array.dtype != self.dtype and not np.array_equal(cast, array):
+            raise BadInput(name=name, problem="whole numbers are expected", help="round the values", where=here())
+        if cast.size:
+            # A NaN anywhere is the least and the greatest value.
+            least, greatest = np.minimum.reduce(cast, axis=None), np.maximum.reduce(cast, axis=None)
+            self._check_range(cast, float(least), float(greatest))
+        return cast
+
+    def _cast(self, array: np.ndarray) -> np.ndarray:
+        """Always a copy: a run works on nobody else's memory."""
+        if array.dtype == self.dtype:
+            return array.copy()  # row-major, whatever the order of the original
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or wraps is refused later
+            return array.astype(self.dtype, order="C")
+
+    def _check_range(self, cast: np.ndarray, least: float, greatest: float) -> None:
+        if not (math.isfinite(least) and math.isfinite(greatest)):
+            first = tuple(int(i) for i in np.argwhere(~np.isfinite(cast))[0])
+            problem = f"it holds {cast[first]} at index {list(first)}"
+            raise BadInput(name=self.spec.name, problem=problem, help="give finite numbers", where=here())
+        low, high = self.spec.low, self.spec.high
+        if (low is not None and least < low) or (high is not None and greatest > high):
+            worst = least if low is not None and least < low else greatest
+            bounds = f"{'-inf' if low is None else f'{low:g}'} to {'inf' if high is None else f'{high:g}'}"
+            problem = f"{worst:g} is outside {bounds}"
+            raise BadInput(name=self.spec.name, problem=problem, help=f"give values from {bounds}", where=here())
+
+    def fit(self, array: np.ndarray, batch: int) -> np.ndarray:
+        """The array for ``batch`` samples; what serves all of them is repeated."""
+        shape = at(self.dims, batch)
+        if array.shape == shape:
+            return array
+        try:
+            return np.array(np.broadcast_to(array, shape), order="C")
         except ValueError:
             problem = f"its shape is {list(array.shape)}"
-            raise BadInput(
-                name=spec.name, problem=problem, help=f"give {list(shape)} or {list(shape[1:])}", where=where
-            ) from None
+            cure = f"give {list(shape)} or {list(shape[1:])}"
+            raise BadInput(name=self.spec.name, problem=problem, help=cure, where=here()) from None
 
 
-def _whole(value: Any, name: str, where: Location | str | None) -> int:
+def _whole(value: Any, name: str) -> int:
     """A whole number of whatever integer type."""
     try:
         return operator.index(value)
     except TypeError:
-        raise BadInput(name=name, problem=f"{value!r} is not a whole number", help="pass an int", where=where) from None
+        raise BadInput(
+            name=name, problem=f"{value!r} is not a whole number", help="pass an int", where=here()
+        ) from None
 
 
-def _key(value: Any, name: str, where: Location | str | None) -> int:
+def _key(value: Any, name: str) -> int:
     """A seed as the 64 bits that key the noise; negative ones count from the top."""
-    return _whole(value, name, where) & 0xFFFF_FFFF_FFFF_FFFF
+    return _whole(value, name) & 0xFFFF_FFFF_FFFF_FFFF
 
 
-def _keys(seeds: ArrayLike, where: Location | str | None) -> np.ndarray:
+def _keys(seeds: ArrayLike) -> np.ndarray:
     """One key per sample, uint64 [B]."""
     try:
         # As objects, since numpy would turn a list with numbers above 2^63 into floats.
         each = np.asarray(seeds, dtype=None if hasattr(seeds, "dtype") else object).reshape(-1).tolist()
     except (TypeError, ValueError, RuntimeError):
         problem = f"{seeds!r} is not a list of whole numbers"
-        raise BadInput(name="seeds", problem=problem, help="pass one int per sample", where=where) from None
-    return np.array([_key(value, "seeds", where) for value in each], np.uint64)
+        raise BadInput(name="seeds", problem=problem, help="pass one int per sample", where=here()) from None
+    return np.array([_key(value, "seeds") for value in each], np.uint64)
 
 
 def load(folder: str | Path, threads: int | None = None) -> CompiledPlan:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,8 @@ from scoregraph.errors import (
     PlanVersion,
     ScoregraphError,
 )
-from scoregraph.plan.dims import at, parse_dim
-from scoregraph.plan.schema import VERSION, Call, Plan
+from scoregraph.plan.dims import Batch, at, parse_dim
+from scoregraph.plan.schema import VERSION, Call, InputSpec, OutputSpec, Plan
 
 if TYPE_CHECKING:
     from scoregraph import _native
@@ -112,6 +113,14 @@ class Cpu:
         return CpuProgram(plan, program)
 
 
+class _End(NamedTuple):
+    """An input or output of a plan."""
+
+    name: str
+    dims: tuple[int | Batch, ...]
+    dtype: np.dtype[Any]
+
+
 @dataclass(frozen=True, eq=False)
 class CpuProgram:
     """A proved plan with its memory; runs for any batch, and remembers the memory of the last one.
@@ -139,29 +148,34 @@ class CpuProgram:
             LoopUnfinished: a loop that chooses its own steps needs more rounds than it may make.
             NotEnoughMemory: the batch is too large for this machine.
         """
-        batch = len(seeds)
-        buffers = {buffer.id: buffer for buffer in self.plan.buffers}
         given: dict[str, np.ndarray] = {}
-        for spec in self.plan.inputs:
-            if spec.name not in inputs:
-                raise MissingInput(name=spec.name, known=", ".join(i.name for i in self.plan.inputs))
-            buffer = buffers[spec.buffer]
-            shape = at((parse_dim(d) for d in buffer.shape), batch)
-            value = np.asarray(inputs[spec.name])
+        takes, gives = self._ends
+        for name, dims, dtype in takes:
+            if name not in inputs:
+                raise MissingInput(name=name, known=", ".join(end.name for end in takes))
+            shape, value = at(dims, len(seeds)), np.asarray(inputs[name])
             if value.shape != shape:
                 problem = f"its shape is {list(value.shape)}, expected {list(shape)}"
-                raise BadInput(name=spec.name, problem=problem, help="the first dimension is the number of samples")
-            given[spec.name] = np.ascontiguousarray(value, dtype=_NUMPY[buffer.dtype])
-        made: dict[str, np.ndarray] = {}
-        for output in self.plan.outputs:
-            buffer = buffers[output.buffer]
-            made[output.name] = np.empty(at((parse_dim(d) for d in buffer.shape), batch), _NUMPY[buffer.dtype])
+                raise BadInput(name=name, problem=problem, help="the first dimension is the number of samples")
+            given[name] = np.ascontiguousarray(value, dtype=dtype)
+        made = {name: np.empty(at(dims, len(seeds)), dtype) for name, dims, dtype in gives}
         keys = np.ascontiguousarray(seeds, dtype=np.uint64)
         try:
             self.native.run(given, made, keys, progress, cancel)
         except _extension().NativeError as error:
             raise _translate(error, self.plan) from None
         return made
+
+    @cached_property
+    def _ends(self) -> tuple[tuple[_End, ...], tuple[_End, ...]]:
+        """Inputs and outputs, read off the plan once."""
+        buffers = {buffer.id: buffer for buffer in self.plan.buffers}
+
+        def end(spec: InputSpec | OutputSpec) -> _End:
+            buffer = buffers[spec.buffer]
+            return _End(spec.name, tuple(map(parse_dim, buffer.shape)), _NUMPY[buffer.dtype])
+
+        return tuple(map(end, self.plan.inputs)), tuple(map(end, self.plan.outputs))
 
     def memory(self, batch: int) -> dict[str, int]:
         """Bytes that a run of ``batch`` samples needs: ``batch``, ``fixed``, ``scratch``, ``constants``."""
