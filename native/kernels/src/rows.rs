@@ -7,7 +7,7 @@ use scoregraph_simd::{Disjoint, Kernel, Simd};
 use crate::{Context, Layout};
 
 /// Elements a tile should go through at least, so that handing it out costs little: work of one tile stays on its thread.
-const TILE_ELEMENTS: usize = 4096;
+const TILE_ELEMENTS: usize = 2048;
 
 /// Splits `y` into tiles of whole rows, each the result of `cost` elements, and runs `make(first row, rows)` on each.
 pub(crate) fn for_rows<'a, K: Kernel<Output = ()>>(

@@ -1,13 +1,14 @@
 //! A plan made runnable: proved once, bound to a batch size when one comes, and run whole in one call.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use scoregraph_kernels::Isa;
 
 use crate::arena::Arena;
+use crate::concurrent;
 use crate::fault::{Code, Fault, Result};
 use crate::liveness;
 use crate::machine::{human_bytes, physical_memory, with_ieee_floats};
@@ -131,7 +132,8 @@ pub struct Memory {
     pub constants: usize,
 }
 
-/// The time of one call at one row of its segment's table, over all rounds.
+/// The time of one call at one row of its segment's table, over all rounds. Calls that run at the same time are each
+/// measured on their own thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Index of the segment.
@@ -146,6 +148,8 @@ pub struct Timing {
 
 struct BoundSegment {
     kernels: Vec<Box<dyn Kernel>>,
+    /// Which of them run at the same time.
+    groups: Vec<Range<usize>>,
     /// Whether there is another round, for a segment that repeats.
     active: Option<Operand>,
     /// Nanoseconds of the last run, [rows, calls]; empty unless timing is on.
@@ -228,9 +232,13 @@ impl Program {
             let mut kernels = Vec::with_capacity(segment.calls.len());
             for (number, call) in segment.calls.iter().enumerate() {
                 let kernel = ops::bind(call, &self.places, turns.table, batch, self.target);
-                let kernel = kernel.map_err(|f| f.at(place(segment, number, call)))?;
-                scratch = scratch.max(kernel.scratch_floats(self.target.threads));
-                kernels.push(kernel);
+                kernels.push(kernel.map_err(|f| f.at(place(segment, number, call)))?);
+            }
+            let threads = self.target.threads;
+            let groups = concurrent::groups(&segment.calls, &kernels, &self.places, batch, threads)
+                .map_err(|f| f.at(format!("segment {}", segment.name)))?;
+            for group in &groups {
+                scratch = scratch.max(concurrent::scratch_floats(&kernels[group.clone()], threads));
             }
             let active = turns.rounds.map(|rounds| self.places.operand(Ref::Buffer(rounds.active), batch)).transpose();
             let active = active.and_then(|found| match found {
@@ -240,7 +248,7 @@ impl Program {
                 found => Ok(found),
             });
             let active = active.map_err(|f| f.at(format!("segment {}", segment.name)))?;
-            segments.push(BoundSegment { kernels, active, nanoseconds: Vec::new() });
+            segments.push(BoundSegment { kernels, groups, active, nanoseconds: Vec::new() });
         }
         Ok((segments, scratch))
     }
@@ -557,24 +565,26 @@ impl BoundSegment {
             return Err(stop());
         }
         let variant = turns.variant(frame.row);
-        for (number, kernel) in self.kernels.iter().enumerate() {
-            if !turns.runs(number, variant) {
+        for group in &self.groups {
+            // Calls of a group run in the same variants.
+            if !turns.runs(group.start, variant) {
                 continue;
             }
             if monitor.cancelled() {
                 return Err(stop());
             }
-            let start = (!self.nanoseconds.is_empty()).then(Instant::now);
+            let times = match self.nanoseconds.is_empty() {
+                true => &mut [][..],
+                false => &mut self.nanoseconds[frame.row * self.kernels.len()..][group.clone()],
+            };
             // SAFETY: `bind` resolved all operands for this batch and made the arenas for it; the lock on the state
-            // keeps every other run out; the scratch is the largest any kernel asked for.
-            let outcome = unsafe { kernel.run(frame) };
-            outcome.map_err(|f| f.at(place(spec, number, &spec.calls[number])))?;
-            if let Some(start) = start {
-                // At least 1, which tells a call that ran from one that did not.
-                let cell = &mut self.nanoseconds[frame.row * self.kernels.len() + number];
-                *cell += (start.elapsed().as_nanos() as u64).max(1);
-            }
-            stats.calls += 1;
+            // keeps every other run out; the scratch is the largest any group asked for.
+            let outcome = unsafe { concurrent::run(&self.kernels[group.clone()], frame, times) };
+            outcome.map_err(|(failed, f)| {
+                let number = group.start + failed;
+                f.at(place(spec, number, &spec.calls[number]))
+            })?;
+            stats.calls += group.len() as u64;
         }
         let evaluations = turns.evaluations(variant);
         stats.network_calls = stats.network_calls.saturating_add(evaluations.calls);

@@ -7,6 +7,7 @@
 //! [`fault::Fault`] that names the place.
 
 pub mod arena;
+mod concurrent;
 pub mod exec;
 pub mod fault;
 pub mod listing;

@@ -16,8 +16,9 @@ use scoregraph_simd::Parallel;
 
 use crate::fault::{Code, Fault, Result};
 
-/// How long an idle thread stays awake. A kernel call takes 10–1000 µs, so within a run threads rarely sleep.
-const SPIN: Duration = Duration::from_micros(60);
+/// How long an idle thread stays awake: longer than a caller takes from one run to the next, since waking a thread costs
+/// tens of microseconds, and so little that a process that has stopped running plans does not notice.
+const SPIN: Duration = Duration::from_millis(1);
 
 /// More threads than this is a typing error.
 const MAX_THREADS: usize = 1024;

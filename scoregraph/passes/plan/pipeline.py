@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scoregraph.passes.base import Pass
 from scoregraph.passes.plan.batch_rows import BatchRows
+from scoregraph.passes.plan.conditions_first import ConditionsFirst
 from scoregraph.passes.plan.drop_unread import DropUnread
 from scoregraph.passes.plan.forward_copies import ForwardCopies
 from scoregraph.passes.plan.hoist_invariants import HoistInvariants
@@ -30,8 +31,10 @@ def call_passes(evaluate: Evaluator | None) -> list[Pass[Draft]]:
     """
     return [
         ForwardCopies(),
-        # The next five take out of loops what is the same in every step, or known beforehand for all of them.
+        # The next six take out of loops what is the same in every step, or known beforehand for all of them.
         SplitResiduals(),
+        # Brings together what the next one merges.
+        ConditionsFirst(),
         # Before the calls it merges are scattered over what is tabulated, hoisted and batched.
         MergeProducts(),
         *([TabulateTime(evaluate)] if evaluate is not None else []),

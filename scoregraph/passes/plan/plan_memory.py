@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import ClassVar
 
 from scoregraph.passes.base import Fuel, PassResult
+from scoregraph.passes.plan.conditions_first import beside_each_other
 from scoregraph.passes.plan.liveness import Interval, intervals
 from scoregraph.plan.dims import has_batch, parse_dim, per_unit
 from scoregraph.plan.draft import Draft
@@ -36,6 +37,7 @@ class PlanMemory:
         Every buffer needs its place, so this takes no fuel."""
         plan = module.plan
         live = intervals(plan)
+        apart = _lasting_through_groups(plan, live)
         slots: dict[int, Slot] = {}
         counters: dict[str, int] = {}
         for space in ("batch", "fixed"):
@@ -44,8 +46,8 @@ class PlanMemory:
             ]
             placed: list[tuple[int, int, Interval]] = []
             for size, number in sorted(members, key=lambda m: (-m[0], live[m[1]].first, m[1])):
-                offset = _lowest_gap(size, [(o, s) for o, s, span in placed if span.overlaps(live[number])])
-                placed.append((offset, size, live[number]))
+                offset = _lowest_gap(size, [(o, s) for o, s, span in placed if span.overlaps(apart[number])])
+                placed.append((offset, size, apart[number]))
                 slots[number] = Slot(space=space, offset=offset)
             counters[f"{space}_bytes"] = max((o + s for o, s, _ in placed), default=0)
             counters[f"{space}_bytes_unshared"] = sum(size for size, _ in members)
@@ -90,6 +92,23 @@ def largest_live_set(plan: Plan, live: Mapping[int, Interval], batch: int) -> in
             changes[first] = changes.get(first, 0) + size
             changes[last + 1] = changes.get(last + 1, 0) - size
     return max(accumulate(changes[position] for position in sorted(changes)), default=0)
+
+
+def _lasting_through_groups(plan: Plan, live: Mapping[int, Interval]) -> dict[int, Interval]:
+    """The intervals as if calls that may run at the same time were one: what one of them reads for the last time is no
+    place for what another one writes."""
+    begin: dict[int, int] = {}
+    end: dict[int, int] = {}
+    position = 0
+    for segment in plan.segments:
+        for group in beside_each_other(plan, segment.calls):
+            for at in group:
+                begin[position + at], end[position + at] = position + group.start, position + group.stop - 1
+        position += len(segment.calls)
+    return {
+        number: Interval(begin.get(span.first, span.first), end.get(span.last, span.last))
+        for number, span in live.items()
+    }
 
 
 def nbytes(buffer: Buffer) -> int:

@@ -287,12 +287,21 @@ fn for_parts(ctx: &Context, (m, n): (usize, usize), f: impl Fn(Part) + Sync) {
     // Whole register tiles, of 8 rows with AVX-512 and 6 with AVX2.
     let unit = if ctx.isa.lanes() == 16 { 8 } else { 6 };
     let tile_rows = gemm::even_share(m, TILE_ROWS).next_multiple_of(unit);
-    let down = m.div_ceil(tile_rows);
+    let (down, panels) = (m.div_ceil(tile_rows), n.div_ceil(PANEL));
+    let across = parts_across(panels, down, ctx.pool.threads());
     // Parts that share weights follow each other.
-    ctx.pool.run(down * n.div_ceil(TILE_COLS), &|tile, _| {
-        let (row, col) = (tile % down * tile_rows, tile / down * TILE_COLS);
-        f(Part { row, col, rows: tile_rows.min(m - row), cols: TILE_COLS.min(n - col) });
+    ctx.pool.run(down * across, &|tile, _| {
+        let (row, part) = (tile % down * tile_rows, tile / down);
+        let (col, end) = (part * panels / across * PANEL, (part + 1) * panels / across * PANEL);
+        f(Part { row, col, rows: tile_rows.min(m - row), cols: end.min(n) - col });
     });
+}
+
+/// Into how many parts of nearly as many panels, [`TILE_PANELS`] at most, the columns of y go: as few as leave no thread
+/// with more parts than the others.
+fn parts_across(panels: usize, down: usize, threads: usize) -> usize {
+    let least = panels.div_ceil(TILE_PANELS);
+    (least..least + threads).find(|across| (across * down).is_multiple_of(threads)).map_or(least, |n| n.min(panels))
 }
 
 /// The rows of a window whose elements are adjacent in each.

@@ -68,6 +68,9 @@ impl Kernel for Copy {
     }
 }
 
+/// Multiply-adds of a product that take as long as an expression of one element.
+const PER_ELEMENT: usize = 8;
+
 struct Pointwise {
     operands: Vec<Operand>,
     y: Operand,
@@ -139,6 +142,10 @@ impl Kernel for Pointwise {
         Ok(())
     }
 
+    fn work(&self) -> Option<usize> {
+        Some(self.y.numel().saturating_mul(PER_ELEMENT))
+    }
+
     fn scratch_floats(&self, threads: usize) -> usize {
         pointwise_scratch(&self.program, threads)
     }
@@ -178,6 +185,10 @@ impl Kernel for Embedding {
             let text = format!("index {} at position {} is not below {}", e.index, e.position, e.rows);
             Fault::new(Code::Index, text).about(&self.site, [e.index, e.rows as i64])
         })
+    }
+
+    fn work(&self) -> Option<usize> {
+        Some(self.y.numel())
     }
 }
 

@@ -184,6 +184,10 @@ impl Kernel for Linear {
         Ok(())
     }
 
+    fn work(&self) -> Option<usize> {
+        Some(self.x.numel().saturating_mul(self.cols))
+    }
+
     fn scratch_floats(&self, _: usize) -> usize {
         self.scratch
     }

@@ -59,6 +59,12 @@ pub trait Kernel: Send + Sync {
     /// file whole), nobody else accesses the arenas during the call, and `scratch` is as long as asked for.
     unsafe fn run(&self, frame: &Frame<'_>) -> Result<()>;
 
+    /// The work it is, in multiply-adds, if it may run on one thread while calls of other operands run on others: all
+    /// that it touches are its operands and its scratch. None for a call that runs alone.
+    fn work(&self) -> Option<usize> {
+        None
+    }
+
     /// Floats of working memory it needs with that many threads.
     fn scratch_floats(&self, _threads: usize) -> usize {
         0

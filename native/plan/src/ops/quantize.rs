@@ -43,6 +43,11 @@ impl Kernel for QuantizeRows {
         Ok(())
     }
 
+    fn work(&self) -> Option<usize> {
+        // Reading an element twice and writing it takes as long as some products.
+        Some(self.x.numel().saturating_mul(8))
+    }
+
     fn scratch_floats(&self, threads: usize) -> usize {
         rows_scratch(self.rows, self.cols, threads)
     }
