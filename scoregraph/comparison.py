@@ -109,9 +109,9 @@ def compare(
         recipe = parse_recipe(text)
         # The same layers have the same ranges, whatever the number of groups that they fall into.
         layers = None if recipe is None else replace(recipe, groups=0)
-        known = calibrate_on if layers is None else seen.get(layers, calibrate_on)
+        known = calibrate_on if layers is None or layers.spare else seen.get(layers, calibrate_on)
         plan = compile(target, quant=text, calibrate_on=known, **options)
-        if layers is not None and "quantization" in plan.stages:
+        if layers is not None and plan.stages.get("quantization", "").startswith("{"):
             seen[layers] = Calibration.from_json(plan.stages["quantization"])
         compiled = time.perf_counter() - started
         times: list[float] = []

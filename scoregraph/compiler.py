@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from scoregraph import backends, cache
-from scoregraph.errors import NothingToQuantize, ScoregraphError, UncoveredCall, UnknownName, WrongOperand, here
+from scoregraph.errors import (
+    CannotCalibrate,
+    NothingToQuantize,
+    ScoregraphError,
+    UncoveredCall,
+    UnknownName,
+    WrongOperand,
+    here,
+)
 from scoregraph.graph.builder import GraphBuilder, HasRef
 from scoregraph.graph.graph import Graph
 from scoregraph.graph.values import NetRef
@@ -60,9 +68,9 @@ def compile(
         device: ``cpu``, ``reference`` (torch, the oracle) or ``triton``.
         quant: the formats in which products compute: ``none`` (float32), ``w8a8``, ``bf16``, ``w8a8:groups=4`` …
             (docs/quantization.md).
-        calibrate_on: for recipes with static grids, inputs by name for the samples whose ranges are looked at, as for
-            ``run``; others take their defaults, or numbers from between their bounds. Or the ranges themselves, from
-            a plan of the same layers and steps: ``Calibration.from_json(plan.stages["quantization"])``.
+        calibrate_on: for recipes with static grids or smoothing, inputs by name for the samples that are looked at, as
+            for ``run``; others take their defaults, or numbers from between their bounds. Or what was seen, from a
+            plan of the same layers and steps: ``Calibration.from_json(plan.stages["quantization"])``.
         noise: ``philox`` draws noise from each sample's seed; ``bank`` takes all of it from the caller, in the order in
             which it is drawn (``plan.draws``), which replays a trajectory of another library.
         threads: threads of a CPU plan; None takes all cores. Results do not depend on it.
@@ -160,7 +168,7 @@ def _quant_text(recipe: Recipe | None, calibrate_on: Mapping[str, Any] | Calibra
     """What of the quantization a plan depends on: the recipe, and the samples its grids were found with."""
     if recipe is None:
         return "none"
-    if not recipe.is_static or not calibrate_on:
+    if not calibrate_on or not (recipe.is_static or recipe.spare or recipe.smooths("conv2d")):
         return str(recipe)
     if isinstance(calibrate_on, Calibration):
         return f"{recipe} of ranges {cache.digest(calibrate_on.to_json())}"
@@ -178,23 +186,38 @@ def _quantized(
     stages: _Stages,
     fuel: Fuel,
 ) -> Draft:
-    """The draft in the recipe's formats; static grids are found by running the draft as it is."""
-    from scoregraph.calibration import calibrate, check_ranges
+    """The draft in the recipe's formats; static grids and smoothing are found by running the draft as it is.
+
+    Smoothing that nobody asked for is left out where calibration cannot run, and the stage says so.
+    """
+    from scoregraph.calibration import calibrate, check_ranges, spared, spared_text, wanted
     from scoregraph.passes.quantize.fuse_quantization import FuseQuantization
     from scoregraph.passes.quantize.insert_quantization import InsertQuantization
 
     calibration = None
-    if recipe.is_static:
+    if wanted(draft, recipe):
         stages.begin("calibrating")
         started = time.perf_counter()
-        if isinstance(calibrate_on, Calibration):
-            calibration = check_ranges(draft, recipe, calibrate_on)
-        else:
-            calibration = calibrate(draft, recipe, device, calibrate_on, threads)
-        stages.note("quantization", calibration.to_json(), started, {"sites": len(calibration.sites)})
+        try:
+            if isinstance(calibrate_on, Calibration):
+                calibration = check_ranges(draft, recipe, calibrate_on)
+            else:
+                calibration = calibrate(draft, recipe, device, calibrate_on, threads)
+            stages.note("quantization", calibration.to_json(), started, {"sites": len(calibration.sites)})
+        except CannotCalibrate as error:
+            if recipe.is_static or recipe.smooth != "conv" or calibrate_on:
+                raise
+            stages.note("quantization", f"convolutions are not smoothed: {error}\n", started)
+    kept = frozenset[str]()
+    if recipe.spare:
+        started = time.perf_counter()
+        given = None if isinstance(calibrate_on, Calibration) else calibrate_on
+        found = spared(draft, recipe, calibration, device, given, threads, stages.begin)
+        kept = frozenset(each.layers[0].name for each in found)
+        stages.note("spare", spared_text(found), started, {"layers": len(found)})
     stages.begin("quantizing")
     unlimited = fuel.left is None
-    draft = stages.run([InsertQuantization(recipe, calibration)], draft, _listing, fuel)
+    draft = stages.run([InsertQuantization(recipe, calibration, kept)], draft, _listing, fuel)
     report = stages.data[-1]
     if unlimited and not report.rewrites:
         counted = Counter(miss.rpartition(": ")[2] for miss in report.misses)

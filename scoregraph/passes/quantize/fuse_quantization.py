@@ -104,8 +104,8 @@ class _Fusion:
                 if reason:
                     self.misses.append(Miss(reason, made.site))
                 elif self.fuel.spend():
-                    grid = {role: ref for role, ref in call.ins.items() if role == "ygrid"}
-                    update = {"ins": {**made.ins, **grid}, "outs": {**made.outs, **call.outs}}
+                    ins = {role: ref for role, ref in call.ins.items() if role != "x"}
+                    update = {"ins": {**made.ins, **ins}, "outs": {**made.outs, **call.outs}}
                     self.calls[n][maker[1]] = made.model_copy(update=update)
                     self.calls[n][at] = None
                     self._count(made.op)
@@ -116,6 +116,8 @@ class _Fusion:
             return None
         if made.op == "linear" and "ygrid" in quantize.outs:
             return None
+        if made.op == "linear" and "smooth" in quantize.ins:
+            return "its result is smoothed, which a product does not do"
         if value in self.outside or len(self.readers[value]) > 1:
             return "its result is also read in float32"
         whole, seen = self.buffers[value], self.buffers[int(quantize.ins["x"][1:])]

@@ -1,6 +1,7 @@
 """Products of float32 become products of whole numbers, or of bf16.
 
-    y = linear(x, w)   ──▶   q, grid = quantize(x);  y = linear(q, w8, grid, wscale, wsum)
+    y = linear(x, w)   ──▶   q, grid = quantize(x);            y = linear(q, w8, grid, wscale, wsum)
+                       ──▶   q, grid = quantize(x, 1/λ);       y = linear(q, (λ w)8, grid, wscale, wsum)
 
 Grids are dynamic (measured on x as the plan runs) or static (found by ``calibrate`` before). A loop keeps the static
 grids of all its sites in one constant [groups, sites, 2]; one ``select_row`` a step picks those of the step's group,
@@ -15,11 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scoregraph.passes.base import Fuel, PassResult
-from scoregraph.passes.quantize.calibrate import GROUP_COLUMN, Calibration, add_column, groups_of_rows
-from scoregraph.passes.quantize.integer_weights import bf16_bits, integer_weights
+from scoregraph.passes.base import Fuel, Miss, PassResult
+from scoregraph.passes.quantize.calibrate import GROUP_COLUMN, Calibration
+from scoregraph.passes.quantize.integer_weights import Floats, bf16_bits, integer_weights
+from scoregraph.passes.quantize.observe import add_column, groups_of_rows
 from scoregraph.passes.quantize.recipe import TOP, Recipe
-from scoregraph.passes.quantize.sites import Place, Selection, select
+from scoregraph.passes.quantize.sites import Place, Selection, layer, select
 from scoregraph.plan.dims import product
 from scoregraph.plan.draft import Draft, Drafter, Value
 from scoregraph.plan.schema import Call, Segment
@@ -34,23 +36,27 @@ class InsertQuantization:
 
     Attributes:
         recipe: the formats.
-        calibration: the ranges of the sites, for static grids.
+        calibration: the ranges of the sites, for static grids, and what smooths them.
+        spared: the names of layers that stay in float32 because they lose most (``spare``).
     """
 
     recipe: Recipe
     calibration: Calibration | None = None
+    spared: frozenset[str] = frozenset()
     name: ClassVar[str] = "insert-quantization"
 
     def run(self, module: Draft, fuel: Fuel | None = None) -> PassResult[Draft]:
         """Rewrites: products and attentions that changed. Misses: products that stay in float32.
 
         Products that share weights change together, so fuel is spent for each constant of weights."""
-        selection = _affordable(module, select(module, self.recipe), fuel or Fuel())
+        selection = _without(module, select(module, self.recipe), self.spared)
+        selection = _affordable(module, selection, fuel or Fuel())
         if not selection.products and not selection.attentions:
             return PassResult(module, misses=selection.misses)
         made = _Insertion(module, self.recipe, self.calibration, selection).run()
         ops = [module.plan.segments[place[0]].calls[place[1]].op for place in selection.products]
         counters = dict(Counter(map(self.recipe.name_of, ops)))
+        counters["smoothed"] = sum(made is not None for made in self.calibration.smoothing) if self.calibration else 0
         counters["grids"] = len(set(selection.products.values())) if self.recipe.is_integer else 0
         counters[f"attention in {self.recipe.attention}"] = len(selection.attentions)
         return PassResult(
@@ -59,6 +65,14 @@ class InsertQuantization:
             counters={name: count for name, count in counters.items() if count},
             misses=selection.misses,
         )
+
+
+def _without(module: Draft, selection: Selection, spared: frozenset[str]) -> Selection:
+    """The selection less some layers. Its sites stay, since a calibration speaks of them in order."""
+    names = {place: layer(module.plan, module.plan.segments[place[0]].calls[place[1]]) for place in selection.products}
+    products = {place: site for place, site in selection.products.items() if names[place] not in spared}
+    misses = [Miss("it is spared: it loses most", name) for name in names.values() if name in spared]
+    return replace(selection, products=products, misses=(*selection.misses, *misses))
 
 
 def _affordable(module: Draft, selection: Selection, fuel: Fuel) -> Selection:
@@ -100,13 +114,13 @@ class _Insertion:
 
     def _product(self, place: Place, call: Call, static: dict[int, str]) -> list[Call]:
         """The product in the recipe's formats, behind what quantizes its operand if no call before it did."""
-        weights = self._weights(call)
+        site = self.selection.products[place]
+        weights = self._weights(call, self._factor(site))
         if not self.recipe.is_integer:
             return [call.model_copy(update={"ins": {**call.ins, **weights}})]
         calls: list[Call] = []
-        site = self.selection.products[place]
         if site not in self.operands:
-            quantize = self._quantize(call, static.get(site))
+            quantize = self._quantize(call, static.get(site), self._factor(site))
             calls.append(quantize)
             grid = quantize.outs.get("ygrid") or quantize.ins["ygrid"]
             self.operands[site] = {"x": quantize.outs["y"], "grid": grid}
@@ -116,7 +130,12 @@ class _Insertion:
         )
         return calls
 
-    def _quantize(self, reader: Call, static: str | None) -> Call:
+    def _factor(self, site: int) -> Floats | None:
+        """λ of the channels of a site, float32 [C]."""
+        chosen = None if self.calibration is None else self.calibration.smoothing[site]
+        return None if chosen is None else np.array(chosen.factor, np.float32)
+
+    def _quantize(self, reader: Call, static: str | None, factor: Floats | None) -> Call:
         """The call that quantizes what ``reader`` reads: a grid a row of a matrix, or a sample of an image."""
         x, name = self.drafter.value(reader.ins["x"]), self.plan.buffers[int(reader.ins["x"][1:])].name
         shape, rows = x.shape, product(x.shape[:-1])
@@ -130,13 +149,17 @@ class _Insertion:
             outs["ygrid"] = self.drafter.new((rows, 2), name=f"grid of {name}").storage
         else:
             ins["ygrid"] = static
+        if factor is not None:
+            ins["smooth"] = self.drafter.constant(1 / factor, f"smooth of {name}").storage
         return Call(op="quantize", ins=ins, outs=outs, site=reader.site, variants=reader.variants)
 
-    def _weights(self, call: Call) -> dict[str, str]:
-        """The operands in place of w; made once for all calls that share it."""
+    def _weights(self, call: Call, factor: Floats | None) -> dict[str, str]:
+        """The operands in place of w, its channels times λ; made once for all calls that share it, and λ with it."""
         ref, recipe = call.ins["w"], self.recipe
         if ref not in self.weights:
             w, name = self.arrays[int(ref[1:])], self.plan.constants[int(ref[1:])].name
+            if factor is not None:
+                w = w * factor.reshape(1, -1, *[1] * (w.ndim - 2))
             if recipe.is_integer:
                 block = recipe.block if call.op == "linear" else 0
                 dtype = recipe.weights_of(call.op)

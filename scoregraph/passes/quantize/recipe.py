@@ -17,6 +17,7 @@ from scoregraph.errors import BadRecipe, Location, UnknownName
 Weights = Literal["i8", "i7", "i6", "i4", "i2", "bf16"]
 Activations = Literal["u8", "u7", "bf16"]
 Attention = Literal["f32", "bf16", "i8"]
+Smooth = Literal["conv", "yes", "no"] | float
 
 MAGNITUDE = {"i8": 127, "i7": 63, "i6": 31, "i4": 8, "i2": 2}
 """W: the largest magnitude of each integer type of weights (docs/plan-format.md, Formats)."""
@@ -36,6 +37,10 @@ NAMES = {
 }
 """The recipes that help texts name, and what each means. Any of w8 w7 w6 w4 w2 goes with any of a8 a7."""
 
+_SMOOTH = "conv, yes, no or a strength from 0 to 1"
+
+_SPARE = "a share of the multiply-adds, as in 5%"
+
 _FORM = re.compile(r"w([87642])a([87])")
 
 
@@ -53,8 +58,13 @@ class Recipe:
         conv: whether convolutions are quantized.
         modulation: whether the products that scale, shift and gate other layers are: one row per sample, bound by
             reading their weights. Loops whose times are known compute them in front, in float32.
+        smooth: the products whose operands are divided by a factor for each channel, and their weights multiplied
+            (``smoothing``): ``conv`` convolutions, as far as calibration can run; ``yes`` all, ``no`` none. A number
+            0 … 1: all, with that strength instead of the best one for each.
         clip: whether each scale of the weights is searched for the least squared error; otherwise the largest weight
             sets it. It pays where levels are few.
+        spare: share of the multiply-adds that may stay in float32, in the layers whose rounding changes the samples
+            most, found by measuring them (``spare``).
         keep: patterns (as in file names) of layers that stay in float32: ``*.to_out.*``. Attentions go by their sites.
     """
 
@@ -65,7 +75,9 @@ class Recipe:
     attention: Attention = "f32"
     conv: bool = True
     modulation: bool = True
+    smooth: Smooth = "conv"
     clip: bool = False
+    spare: float = 0.0
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,11 +85,15 @@ class Recipe:
             raise BadRecipe(option="block", value=self.block, expected="0 or a multiple of 32")
         if self.groups < 0:
             raise BadRecipe(option="groups", value=self.groups, expected="dynamic or a number of groups")
+        if not 0.0 <= self.spare < 1.0:
+            raise BadRecipe(option="spare", value=self.spare, expected=_SPARE)
+        if isinstance(self.smooth, float) and not 0.0 <= self.smooth <= 1.0:
+            raise BadRecipe(option="smooth", value=self.smooth, expected=_SMOOTH)
         if (self.weights == "bf16") != (self.activations == "bf16"):
             raise BadRecipe(option="activations", value=self.activations, expected="bf16 with bf16 weights only")
-        if self.weights == "bf16" and (self.block or self.groups):
+        if self.weights == "bf16" and (self.block or self.groups or self.smooth not in ("conv", "no")):
             raise BadRecipe(
-                option="block or groups", value="stated", expected="a recipe of integers: bf16 has no grids"
+                option="block, groups or smooth", value="stated", expected="a recipe of integers: bf16 has no grids"
             )
 
     @property
@@ -94,6 +110,16 @@ class Recipe:
     def is_static(self) -> bool:
         """Whether grids are chosen by calibration."""
         return self.groups > 0
+
+    @property
+    def alpha(self) -> float | None:
+        """The strength of smoothing that is asked for, if it is not searched."""
+        return self.smooth if isinstance(self.smooth, float) else None
+
+    def smooths(self, op: str) -> bool:
+        """Whether operands of such products are smoothed."""
+        wanted = op == "conv2d" if self.smooth == "conv" else self.smooth != "no"
+        return wanted and self.is_integer
 
     def weights_of(self, op: str) -> str:
         """The type of the weights of an operation: convolutions have none that share bytes."""
@@ -172,6 +198,14 @@ def _groups(text: str) -> int:
     return 0 if text == "dynamic" else int(text)
 
 
+def _smooth(text: str) -> Smooth:
+    return cast(Smooth, text) if text in ("conv", "yes", "no") else float(text)
+
+
+def _share(text: str) -> float:
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
 def _patterns(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split("|") if part)
 
@@ -195,7 +229,9 @@ _OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
     "attention": (_one_of({name: name for name in get_args(Attention)}), "f32, bf16 or i8"),
     "conv": (_SWITCH, "yes or no"),
     "modulation": (_SWITCH, "yes or no"),
+    "smooth": (_smooth, _SMOOTH),
     "clip": (_SWITCH, "yes or no"),
+    "spare": (_share, _SPARE),
     "keep": (_patterns, "patterns of sites, apart by |"),
 }
 """Every option: how its text is read, and what it may be."""

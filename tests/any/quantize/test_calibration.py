@@ -16,7 +16,9 @@ from scoregraph.graph.builder import GraphBuilder
 from scoregraph.graph.graph import Graph
 from scoregraph.passes.base import run_passes
 from scoregraph.passes.plan.replace_tables import replace_tables
-from scoregraph.passes.quantize.calibrate import GROUP_COLUMN, Calibration, groups_of_rows
+from scoregraph.passes.quantize.calibrate import GROUP_COLUMN, Calibration
+from scoregraph.passes.quantize.observe import groups_of_rows
+from scoregraph.passes.quantize.smoothing import Smoothing
 from scoregraph.passes.sampling.pipeline import SAMPLING_PASSES
 from scoregraph.plan import files
 from scoregraph.plan.layouts import logical
@@ -36,7 +38,8 @@ def test_groups_are_equal_and_none_is_empty(rows, groups):
 
 
 def test_a_grid_covers_its_group():
-    seen = Calibration((0,), {}, ("a", "b"), ((-1.0, -3.0, 0.0, 0.0), (0.0,)), ((2.0, 1.0, 0.0, 0.0), (5.0,)))
+    low, high = ((-1.0, -3.0, 0.0, 0.0), (0.0,)), ((2.0, 1.0, 0.0, 0.0), (5.0,))
+    seen = Calibration((0,), {}, ("a", "b"), low, high, (Smoothing(0.5, "rms", (1.0, 2.0)), None))
     grids = seen.grids(0, 2, 255)
     np.testing.assert_allclose(grids, [[5 / 255, 153], [0, 0]], rtol=1e-6)
     np.testing.assert_allclose(seen.grids(1, 2, 127), [[5 / 127, 0]], rtol=1e-6)
@@ -72,7 +75,7 @@ def observed_by_hand(kind: str, monkeypatch, layers: int, seeds: list[int], **in
 @pytest.mark.parametrize("kind", ["tokens", "image"])
 def test_the_ranges_are_those_of_the_operands(kind, monkeypatch):
     """Both guided branches, all samples, at every step."""
-    plan = compiled(kind, "w8a8:groups=3", calibrate_on={"label": LABEL})
+    plan = compiled(kind, "w8a8:groups=3,smooth=no", calibrate_on={"label": LABEL})
     found = Calibration.from_json(plan.stages["quantization"])
     assert found.seeds == tuple(range(FIRST_SEED, FIRST_SEED + 4))
     assert found.inputs == {"label": "given"}
@@ -105,7 +108,7 @@ def test_ranges_may_be_taken_from_another_plan():
     np.testing.assert_array_equal(again.run(label=LABEL)["sample"], first.run(label=LABEL)["sample"])
     assert Calibration.from_json(again.stages["quantization"]) == ranges
     for other in ({"kind": "tokens"}, {"steps": 5}):
-        with pytest.raises(CannotCalibrate, match="other layers or steps"):
+        with pytest.raises(CannotCalibrate, match="other layers, steps or smoothing"):
             compiled(**{"kind": "image", "recipe": "w8a8:groups=2", "calibrate_on": ranges, **other})
 
 
@@ -183,12 +186,13 @@ def test_other_steps_take_the_group_nearest_in_time(steps):
 
 def test_the_cache_tells_recipes_and_calibrations_apart(plans):
     given = {"label": LABEL}
-    for recipe, on in [("none", None), ("w8a8", None), ("w8a8:groups=2", None), ("w8a8:groups=2", given)]:
+    plain = "w8a8:smooth=no"
+    for recipe, on in [("none", None), (plain, None), ("w8a8:groups=2", None), ("w8a8:groups=2", given)]:
         compiled("image", recipe, calibrate_on=on, use_cache=True)
     kept = len(cache.entries())
     assert kept == 5, "and the draft of them all"
     compiled("image", "w8a8:groups=2", calibrate_on=given, use_cache=True)
-    compiled("image", "w8a8", calibrate_on=given, use_cache=True)
+    compiled("image", plain, calibrate_on=given, use_cache=True)
     assert len(cache.entries()) == kept
     quants = [entry.parts["quant"] for entry in cache.entries()]
     assert sum(quant.startswith("w8a8:groups=2 calibrated on ") for quant in quants) == 1

@@ -346,7 +346,8 @@ def test_the_first_and_the_last_layer_are_kept():
 
 def ranges(rows: int, sites: int) -> Calibration:
     low = tuple(tuple(-1.0 - i - r for r in range(rows)) for i in range(sites))
-    return Calibration((0,), {}, ("s",) * sites, low, tuple(tuple(-2 * v for v in row) for row in low))
+    high = tuple(tuple(-2 * v for v in row) for row in low)
+    return Calibration((0,), {}, ("s",) * sites, low, high, (None,) * sites)
 
 
 def test_static_grids_follow_the_group_of_the_row():

@@ -16,7 +16,9 @@ OPTIONS = st.fixed_dictionaries(
         "attention": st.sampled_from(["f32", "bf16", "i8"]),
         "conv": st.booleans(),
         "modulation": st.booleans(),
+        "smooth": st.sampled_from(["conv", "yes", "no"]) | st.floats(0, 1),
         "clip": st.booleans(),
+        "spare": st.floats(0, 1, exclude_max=True),
         "keep": st.lists(st.sampled_from(["*.out", "unet.mid*", "a[0-3]"]), unique=True).map(tuple),
     }
 )
@@ -37,9 +39,10 @@ def test_a_recipe_is_its_text(weights, activations, options):
 
 def test_options_are_read():
     recipe = parse_recipe("w4a8:block=64,groups=4,attention=i8,conv=no,modulation=no,clip=no,keep=*.down|unet.mid*")
-    assert recipe == Recipe("i4", "u8", 64, 4, "i8", False, False, False, ("*.down", "unet.mid*"))
+    assert recipe == Recipe("i4", "u8", 64, 4, "i8", False, False, "conv", False, keep=("*.down", "unet.mid*"))
     assert parse_recipe("w8a8:groups=dynamic") == Recipe()
     assert parse_recipe("w8a8:clip").clip
+    assert parse_recipe("w8a8:smooth=0.5,spare=5%") == Recipe(smooth=0.5, spare=0.05)
     assert parse_recipe("w4a8").clip, "few levels are searched by default"
     assert not parse_recipe("w8a8").clip
     assert parse_recipe("bf16:attention=bf16,conv=no") == Recipe("bf16", "bf16", attention="bf16", conv=False)
@@ -58,7 +61,8 @@ def test_unknown_names_are_told_what_is_close(text, told):
 @pytest.mark.parametrize(
     "text",
     ["w8a8:block=33", "w8a8:block=-32", "w8a8:groups=some", "w8a8:groups=-1", "w8a8:attention=fp8", "w8a8:conv=maybe",
-     "w8a8:block", "bf16:groups=2", "bf16:block=32"],
+     "w8a8:block", "w8a8:smooth=1.5", "w8a8:smooth=much", "w8a8:smooth=nan", "w8a8:spare=100%", "w8a8:spare=-1%",
+     "w8a8:spare=some", "bf16:smooth=yes", "bf16:groups=2", "bf16:block=32"],
 )  # fmt: skip
 def test_values_that_an_option_has_not_are_refused(text):
     with pytest.raises(BadRecipe, match="expected"):
