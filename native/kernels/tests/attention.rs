@@ -213,6 +213,28 @@ fn scores_without_bounds() {
     }
 }
 
+/// Keys of ±size in turn, less their mean of 0: every byte is at an end of its range, and sums are as large as they get, below
+/// and above the width at which they no longer fit a float's rounding. Weights are 255 and a fifth of it.
+#[test]
+fn bytes_at_the_ends_of_their_range() {
+    let keys = 130;
+    for (dim, size) in [(4, 1.0), (4, 1e-30), (4, 4e33), (256, 1.0), (260, 1.0), (261, 1.0), (512, 1.0)] {
+        let k: Vec<f32> = (0..keys * dim).map(|i| if i / dim % 2 == 0 { size } else { -size }).collect();
+        let v = Numbers(dim as u64).floats(keys * dim);
+        for sign in [1.0, -1.0] {
+            let q = vec![sign * 5f32.ln() / 2.0 / dim as f32 / size; 3 * dim];
+            for (isa, y) in head(Format::I8, dim, [&q, &k, &v], None) {
+                for (i, got) in y.iter().enumerate() {
+                    let weight = |key: usize| if (key % 2 == 0) == (sign > 0.0) { 1.0 } else { 0.2 };
+                    let want = (0..keys).map(|key| weight(key) * f64::from(v[key * dim + i % dim])).sum::<f64>();
+                    let want = want / (0.6 * keys as f64);
+                    assert!((f64::from(*got) - want).abs() <= 2e-3, "{} {dim} of {size}: {got}, {want}", isa.name());
+                }
+            }
+        }
+    }
+}
+
 /// Equal scores, also of -inf elsewhere or of 0 vectors, make the mean.
 #[test]
 fn equal_scores_make_the_mean() {

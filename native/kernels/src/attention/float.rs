@@ -6,8 +6,8 @@
 use scoregraph_simd::{Kernel, Simd};
 
 use super::product::{Sums, multiply};
-use super::weights::{Running, round_bf16, soften};
-use super::{KEY_BLOCK, QUERY_BLOCK, ROWS, Starts, Tile, WIDEST};
+use super::weights::{ROWS_IN_VECTORS, Running, Scored, round_bf16};
+use super::{Ends, KEY_BLOCK, QUERY_BLOCK, ROWS, Starts, Tile, WIDEST};
 use crate::gemm::{self, Float as Floats, PANEL, Rows};
 
 /// Floats of scratch of a tile.
@@ -54,7 +54,7 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Tile { q, k, v, mask, y, scale, queries, keys, dim } = self.tile;
+        let Tile { q, k, v, mask, y, factor, queries, keys, dim } = self.tile;
         let lengths = Lengths::new(keys, dim);
         let (packed_keys, rest) = self.scratch.split_at_mut(lengths.keys);
         let (packed_values, rest) = rest.split_at_mut(lengths.values);
@@ -76,7 +76,7 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                 }
             }
         }
-        let factor = s.splat(scale);
+        let factor = s.splat(factor);
         for block in (queries.0..queries.1).step_by(QUERY_BLOCK) {
             let block_rows = QUERY_BLOCK.min(queries.1 - block);
             for (row, to) in rows_of_q.chunks_mut(dim).take(block_rows).enumerate() {
@@ -116,16 +116,19 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                         let b = Rows { ptr: packed_keys.as_ptr().add(key * dim).cast(), stride: dim * PANEL };
                         multiply(s, Floats, a, rows, b, padded_width / PANEL, dim, &mut to);
                     }
-                    let mut shrink = [1.0; ROWS];
-                    for (row, scores) in scores.chunks_mut(KEY_BLOCK).take(rows).enumerate() {
-                        // SAFETY: a vector of `largest`.
-                        let largest = s.reduce_max(unsafe { s.load(largest.as_ptr().add(row * WIDEST)) });
-                        let running = &mut running[first + row];
-                        (*running, shrink[row]) = soften::<S, BF16>(s, &mut scores[..padded_width], largest, *running);
-                    }
+                    let scored = Scored {
+                        scores,
+                        width: padded_width,
+                        largest: &mut largest,
+                        running: &mut running[first..][..rows],
+                    };
+                    let shrink = scored.soften::<S, BF16>(s);
+                    let last = key + KEY_BLOCK >= keys;
                     let mut to = Averages {
                         sums: Rows { ptr: sums.as_mut_ptr().wrapping_add(first * padded), stride: padded },
                         shrink: (key > 0).then_some(&shrink),
+                        // SAFETY: rows of y, which only this tile writes.
+                        ends: last.then(|| unsafe { Ends::new(y, block + first, dim, &running[first..][..rows]) }),
                     };
                     // SAFETY: as above, and a row of every panel of the packed values.
                     unsafe {
@@ -135,10 +138,6 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                     }
                 }
                 key += KEY_BLOCK;
-            }
-            for (row, sums) in sums.chunks(padded).take(block_rows).enumerate() {
-                // SAFETY: a row of y, which only this tile writes.
-                unsafe { y.write_scaled(s, block + row, &sums[..dim], 1.0 / running[row].total) };
             }
         }
     }
@@ -185,7 +184,9 @@ impl<S: Simd> Sums<S, S::F> for Scores {
 struct Averages<'a> {
     sums: Rows<*mut f32>,
     /// What the sums so far are multiplied by, row by row; none in the first block.
-    shrink: Option<&'a [f32; ROWS]>,
+    shrink: Option<&'a [f32; ROWS_IN_VECTORS]>,
+    /// Where they go after the last block.
+    ends: Option<Ends>,
 }
 
 impl<S: Simd> Sums<S, S::F> for Averages<'_> {
@@ -206,8 +207,12 @@ impl<S: Simd> Sums<S, S::F> for Averages<'_> {
     #[inline(always)]
     fn finish<const V: usize>(&mut self, s: S, row: usize, col: usize, sums: [S::F; V]) {
         for (v, sum) in sums.into_iter().enumerate() {
-            // SAFETY: vectors of a row of the sums.
-            unsafe { s.store(self.sums.ptr.add(row * self.sums.stride + col + v * S::LANES), sum) };
+            let at = col + v * S::LANES;
+            match &self.ends {
+                // SAFETY: vectors of a row of the sums.
+                None => unsafe { s.store(self.sums.ptr.add(row * self.sums.stride + at), sum) },
+                Some(ends) => ends.write(s, (row, at), sum),
+            }
         }
     }
 }

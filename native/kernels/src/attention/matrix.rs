@@ -12,6 +12,34 @@ pub(super) struct Matrix {
     pub(super) cols: usize,
 }
 
+/// `n` elements, `stride` apart. Out of the way: loops over rows whose elements are adjacent should not be slower for it.
+///
+/// # Safety
+/// They are readable, and 16 at most.
+#[cold]
+#[inline(never)]
+unsafe fn gather(from: *const f32, stride: usize, n: usize) -> [f32; 16] {
+    let mut lanes = [0.0; 16];
+    for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+        // SAFETY: the caller's contract.
+        *lane = unsafe { *from.add(i * stride) };
+    }
+    lanes
+}
+
+/// Writes `lanes` to where elements are `stride` apart.
+///
+/// # Safety
+/// They are writable.
+#[cold]
+#[inline(never)]
+unsafe fn scatter(lanes: &[f32], to: *mut f32, stride: usize) {
+    for (i, lane) in lanes.iter().enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe { to.add(i * stride).write(*lane) };
+    }
+}
+
 impl Matrix {
     /// Head `head` of sample `n` of an operand \[n, H, rows, columns\].
     pub(super) fn of(ptr: *const f32, strides: &[usize], [n, head]: [usize; 2]) -> Matrix {
@@ -36,11 +64,7 @@ impl Matrix {
         // SAFETY: the caller's contract.
         unsafe {
             if self.cols != 1 {
-                let mut lanes = [0.0; 16];
-                for (i, lane) in lanes.iter_mut().enumerate().take(n) {
-                    *lane = *from.add(i * self.cols);
-                }
-                s.load(lanes.as_ptr())
+                s.load(gather(from, self.cols, n).as_ptr())
             } else if n == S::LANES {
                 s.load(from)
             } else {
@@ -82,31 +106,23 @@ impl Matrix {
         }
     }
 
-    /// `row[i] = scale * from[i]`
+    /// Writes the first `n` lanes of `v` from `(row, col)` on.
     ///
     /// # Safety
-    /// The row is writable, and nobody else accesses it; it is not the memory of `from`.
+    /// The elements are writable, and nobody else accesses them.
     #[inline(always)]
-    pub(super) unsafe fn write_scaled<S: Simd>(&self, s: S, row: usize, from: &[f32], scale: f32) {
-        let to = self.row(row).cast_mut();
-        if self.cols != 1 {
-            for (i, from) in from.iter().enumerate() {
-                // SAFETY: the caller's contract.
-                unsafe { to.add(i * self.cols).write(scale * from) };
-            }
-            return;
-        }
-        let scale = s.splat(scale);
-        let whole = from.len() - from.len() % S::LANES;
-        // SAFETY: whole vectors below `whole`, then what is left of the row.
+    pub(super) unsafe fn write<S: Simd>(&self, s: S, (row, col): (usize, usize), v: S::F, n: usize) {
+        let to = self.row(row).wrapping_add(col * self.cols).cast_mut();
+        // SAFETY: the caller's contract.
         unsafe {
-            for i in (0..whole).step_by(S::LANES) {
-                s.store(to.add(i), s.mul(scale, s.load(from.as_ptr().add(i))));
-            }
-            let rest = from.len() - whole;
-            if rest > 0 {
-                let v = s.mul(scale, s.load_first(from.as_ptr().add(whole), rest));
-                s.store_first(to.add(whole), v, rest);
+            if self.cols != 1 {
+                let mut lanes = [0.0; 16];
+                s.store(lanes.as_mut_ptr(), v);
+                scatter(&lanes[..n], to, self.cols);
+            } else if n == S::LANES {
+                s.store(to, v);
+            } else {
+                s.store_first(to, v, n);
             }
         }
     }

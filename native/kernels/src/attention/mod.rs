@@ -1,5 +1,6 @@
 //! `attention`: `softmax(scale * q kᵀ + mask) v`, head by head, without storing all scores.
 
+mod byte_weights;
 mod bytes;
 mod float;
 mod integer;
@@ -7,11 +8,14 @@ mod matrix;
 mod product;
 mod weights;
 
+use std::f32::consts::LOG2_E;
+
 use scoregraph_simd::{Disjoint, Simd};
 
 use crate::gemm::{PANEL, Rows};
 use crate::{Context, View, ViewMut};
 use matrix::Matrix;
+use weights::Running;
 
 /// Query rows whose scores exist at a time, 24 KiB of them: a multiple of the rows of every register tile.
 const ROWS: usize = 24;
@@ -100,7 +104,7 @@ pub fn attention(ctx: &Context, op: &Attention, y: &mut ViewMut, scratch: &mut [
             v: Matrix::of(op.v.as_ptr(), op.v.layout().strides(), at),
             mask: op.mask.map(|mask| Matrix::of(mask.as_ptr(), mask.layout().strides(), at)),
             y: Matrix::of(y.as_mut_ptr().cast_const(), y.layout().strides(), at),
-            scale: op.scale,
+            factor: op.scale * LOG2_E,
             queries: (first, (first + rows).min(queries)),
             keys,
             dim,
@@ -132,10 +136,42 @@ struct Tile {
     mask: Option<Matrix>,
     /// Written by this tile only, in its rows.
     y: Matrix,
-    scale: f32,
+    /// Multiplies the products of q and k to scores in base 2.
+    factor: f32,
     queries: (usize, usize),
     keys: usize,
     dim: usize,
+}
+
+/// Where the averages of some rows go.
+struct Ends {
+    y: Matrix,
+    /// The first row.
+    first: usize,
+    dim: usize,
+    /// What sums are multiplied by, row by row.
+    inverses: [f32; ROWS],
+}
+
+impl Ends {
+    /// # Safety
+    /// Rows `first..` of y are writable while this lives, as many as there are `rows`, and nobody else accesses them.
+    #[inline(always)]
+    unsafe fn new(y: Matrix, first: usize, dim: usize, rows: &[Running]) -> Ends {
+        let mut inverses = [0.0; ROWS];
+        for (inverse, row) in inverses.iter_mut().zip(rows) {
+            *inverse = 1.0 / row.total;
+        }
+        Ends { y, first, dim, inverses }
+    }
+
+    /// Writes a vector of the sums of a row, the first at column `col`, which may be past the last one.
+    #[inline(always)]
+    fn write<S: Simd>(&self, s: S, (row, col): (usize, usize), sums: S::F) {
+        let average = s.mul(sums, s.splat(self.inverses[row]));
+        // SAFETY: the contract of `new`; elements of the row.
+        unsafe { self.y.write(s, (self.first + row, col), average, S::LANES.min(self.dim.saturating_sub(col))) };
+    }
 }
 
 /// What the scores of one block of keys start from: the mask, or 0; and -inf past the last key.
@@ -190,7 +226,7 @@ impl<'a> Starts<'a> {
     }
 }
 
-/// What the scores of a row start from: the mask, or 0; and -inf past the last key.
+/// What the scores of a row start from: the mask in base 2, or 0; and -inf past the last key.
 ///
 /// # Safety
 /// `width` elements of the mask from `at` on are readable.
@@ -206,7 +242,7 @@ unsafe fn start_scores<S: Simd>(s: S, mask: Option<Matrix>, at: (usize, usize), 
                 at,
                 real,
                 #[inline(always)]
-                |x| x,
+                |x| s.mul(x, s.splat(LOG2_E)),
             );
         },
         None => real.fill(0.0),
