@@ -45,7 +45,9 @@ RECIPES_HELP = (
     "The formats of products, a name and options as in w8a8:groups=4,attention=i8. "
     + "; ".join(f"**{name}**: {meaning}" for name, meaning in NAMES.items())
     + ". Options: block=64 (inputs of a weight that share a scale), groups=4 (static grids by timestep, found by "
-    "calibration; dynamic without), attention=bf16 or i8, conv=no, modulation=no, clip=yes, "
+    "calibration; dynamic without), attention=bf16 or i8, conv=no, modulation=no, smooth=no (or yes: "
+    "linear layers too), clip=yes, spare=10% (of the work stays in float32, in the layers that lose most; measuring "
+    "takes minutes: for networks whose samples suffer), "
     "keep=\\*.mid.\\*|\\*.out (docs/quantization.md)."
 )
 

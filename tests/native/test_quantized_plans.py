@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ ISAS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni")
 FLOORS = {
     "w8a8": 38, "w8a7": 34, "w7a7": 32, "w6a7": 28, "w4a8": 17, "w4a8:block=32": 18, "w2a8:block=32": 5,
     "bf16": 45, "w8a8:attention=i8": 38, "w8a8:attention=bf16": 38, "w8a8:groups=1": 34,
+    "w8a8:smooth=yes": 38, "w8a8:groups=1,smooth=yes": 34,
 }  # fmt: skip
 """Decibels to float32 that each recipe must keep in one evaluation of a small network."""
 
@@ -41,7 +43,7 @@ CASES = [
 
 @functools.cache
 def compiled(kind: str, recipe: str) -> sg.CompiledPlan:
-    on = q.example(kind) if "groups" in recipe else None
+    on = q.example(kind) if {"groups", "smooth"} & set(re.split("[:=,]", recipe)) else None
     return sg.compile(q.network(kind), device="cpu", quant=recipe, calibrate_on=on, use_cache=False)
 
 

@@ -40,15 +40,18 @@ class Net:
         x = self.x if x is None else x
         return self.call(op, x, x.shape, NORM if op == "layer_norm" else {"eps": 1e-5})
 
-    def quantize(self, x: Value, *, static: bool = False) -> tuple[Value, Value]:
+    def quantize(self, x: Value, *, static: bool = False, smooth: bool = False) -> tuple[Value, Value]:
         image = len(x.shape) == 4
+        channels = x.shape[1] if image else x.shape[-1]
+        factors = np.linspace(0.5, 2.0, int(str(channels)), dtype=np.float32)
+        ins = {"x": x, **({"smooth": self.d.constant(factors, "smooth")} if smooth else {})}
         q = self.d.new((x.shape[0], 2, 4, 4, 4) if image else x.shape, "u8")
         if static:
             grid = self.d.constant(np.array([[0.05, 120.0]], np.float32), "grid")
-            self.d.call("quantize", {"x": x, "ygrid": grid}, {"y": q}, {}, "quantize")
+            self.d.call("quantize", {**ins, "ygrid": grid}, {"y": q}, {}, "quantize")
         else:
             grid = self.d.new((Batch() if image else Batch(6), 2))
-            self.d.call("quantize", {"x": x}, {"y": q, "ygrid": grid}, {}, "quantize")
+            self.d.call("quantize", ins, {"y": q, "ygrid": grid}, {}, "quantize")
         return q, grid
 
     def product(self, q: Value, grid: Value) -> None:
@@ -100,16 +103,26 @@ def checked(draft: Draft, **counters: int) -> PassResult[Draft]:
     return result
 
 
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(("static", "smooth"), [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm", "group_norm"])
-def test_a_norm_writes_whole_numbers(op, static):
+def test_a_norm_writes_whole_numbers(op, static, smooth):
     net = Net()
-    net.product(*net.quantize(net.norm(op), static=static))
+    net.product(*net.quantize(net.norm(op), static=static, smooth=smooth))
     result = checked(net.d.build(), **{op: 1})
     assert ops(result.module) == [op, "conv2d" if op == "group_norm" else "linear"]
     assert ("ygrid" in first(result.module).ins) == static
     assert ("ygrid" in first(result.module).outs) != static
+    assert ("smooth" in first(result.module).ins) == smooth
     assert not result.misses
+
+
+def test_a_product_smooths_nothing():
+    net = Net()
+    y = net.call("linear", net.x, net.x.shape, {"act": "none"}, w=net.weights())
+    net.product(*net.quantize(y, static=True, smooth=True))
+    result = checked(net.d.build())
+    assert ops(result.module) == ["linear", "quantize", "linear"]
+    assert [miss.reason for miss in result.misses] == ["its result is smoothed, which a product does not do"]
 
 
 def test_a_product_writes_a_static_grid():
