@@ -225,7 +225,7 @@ fn bytes_at_the_ends_of_their_range() {
             let q = vec![sign * 5f32.ln() / 2.0 / dim as f32 / size; 3 * dim];
             for (isa, y) in head(Format::I8, dim, [&q, &k, &v], None) {
                 for (i, got) in y.iter().enumerate() {
-                    let weight = |key: usize| if (key % 2 == 0) == (sign > 0.0) { 1.0 } else { 0.2 };
+                    let weight = |key: usize| if key.is_multiple_of(2) == (sign > 0.0) { 1.0 } else { 0.2 };
                     let want = (0..keys).map(|key| weight(key) * f64::from(v[key * dim + i % dim])).sum::<f64>();
                     let want = want / (0.6 * keys as f64);
                     assert!((f64::from(*got) - want).abs() <= 2e-3, "{} {dim} of {size}: {got}, {want}", isa.name());
