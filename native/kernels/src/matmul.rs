@@ -108,7 +108,7 @@ impl Kernel for Tile<'_> {
                     }
                     Rows { ptr: copied.as_ptr(), stride: k }
                 };
-                gemm::multiply(s, a, rows, b, cols.div_ceil(PANEL), k, c, false);
+                gemm::multiply(s, a, rows, b, cols.div_ceil(PANEL), k, c);
                 for row in 0..rows {
                     let z = self.z.ptr.add((first + row) * self.z.strides[0]);
                     for col in (0..cols).step_by(S::LANES) {

@@ -149,13 +149,22 @@ fn many_tiles_and_passes() {
         gap: 5,
     };
     case.check(4);
-    Case { m: 77, packed: false, groups: Some(1), ..case }.check(5);
+    Case { m: 77, packed: false, groups: Some(1), ..case.clone() }.check(5);
+    // More words than a pass goes through, for tiles of many rows and of few.
+    Case { m: 31, k: 2100, n: 40, groups: None, ..case.clone() }.check(6);
+    Case { m: 7, k: 4200, n: 50, groups: None, ..case }.check(7);
 }
 
 /// A row gives the same bits alone and among others.
 #[test]
 fn rows_do_not_depend_on_their_neighbours() {
-    let (m, k, n) = (40, 200, 50);
+    for k in [200, 2100] {
+        check_neighbours(k);
+    }
+}
+
+fn check_neighbours(k: usize) {
+    let (m, n) = (40, 50);
     let mut numbers = Numbers(6);
     let (x, packed) = (numbers.floats(m * k), n16(&numbers.floats(n * k), n, k));
     for isa in common::isas() {

@@ -203,7 +203,7 @@ fn extremes_of_every_format_are_exact() {
     for format in FORMATS {
         for fill in [Fill::Largest, Fill::Smallest, Fill::Alternating] {
             // Whole chains and a rest, one pass and several, every row and panel of a tile.
-            for (m, k, n) in [(1, 516, 17), (9, 260, 49), (7, 1100, 33)] {
+            for (m, k, n) in [(1, 516, 17), (9, 260, 49), (7, 1100, 33), (16, 2200, 33), (31, 2200, 33)] {
                 Case { m, k, n, format, grid: 1, groups: 1, fill, bias: false, gap: 0 }.check(1);
             }
         }

@@ -11,10 +11,12 @@ use crate::vector::{Kernel, Simd};
 #[derive(Clone, Copy)]
 pub struct Avx2<const VNNI: bool = false>(());
 
-/// Runs `kernel` in a function that may use AVX2 and FMA.
+/// Runs `kernel` in a function that may use AVX2 and FMA, never inlined, not even where they are there already: a kernel
+/// within a kernel keeps its registers to itself.
 ///
 /// # Safety
 /// The processor must support both.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::<false>(()))
@@ -24,6 +26,7 @@ pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
 ///
 /// # Safety
 /// The processor must support both.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn enter_dots<K: DotKernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::<false>(()))
@@ -33,6 +36,7 @@ pub unsafe fn enter_dots<K: DotKernel>(kernel: K) -> K::Output {
 ///
 /// # Safety
 /// The processor must support AVX2, FMA and AVX-VNNI.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,avxvnni")]
 pub unsafe fn enter_vnni<K: DotKernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::<true>(()))

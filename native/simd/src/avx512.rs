@@ -11,10 +11,12 @@ use crate::vector::{Kernel, Simd};
 #[derive(Clone, Copy)]
 pub struct Avx512<const VNNI: bool = false, const BF16: bool = false>(());
 
-/// Runs `kernel` in a function that may use AVX-512.
+/// Runs `kernel` in a function that may use AVX-512, never inlined, not even where its features are there already: a kernel
+/// within a kernel keeps its registers to itself.
 ///
 /// # Safety
 /// The processor must support AVX-512 F, BW, DQ, VL, AVX2 and FMA.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512::<false, false>(()))
@@ -24,6 +26,7 @@ pub unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
 ///
 /// # Safety
 /// As [`enter`].
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn enter_dots<K: DotKernel>(kernel: K) -> K::Output {
     kernel.run(Avx512::<false, false>(()))
@@ -33,15 +36,18 @@ pub unsafe fn enter_dots<K: DotKernel>(kernel: K) -> K::Output {
 ///
 /// # Safety
 /// As [`enter`]; and the processor must support AVX-512 VNNI.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 pub unsafe fn enter_vnni<K: DotKernel>(kernel: K) -> K::Output {
     kernel.run(Avx512::<true, false>(()))
 }
 
-/// Runs `kernel` in a function that may use AVX-512 with VNNI and BF16.
+/// Runs `kernel` in a function that may use AVX-512, never inlined, not even where its features are there already: a kernel
+/// within a kernel keeps its registers to itself.with VNNI and BF16.
 ///
 /// # Safety
 /// As [`enter_vnni`]; and the processor must support AVX-512 BF16.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")]
 pub unsafe fn enter_bf16<K: Bf16Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512::<true, true>(()))

@@ -141,8 +141,8 @@ fn errors_stay_below_the_documented_ones() {
         (Act(scoregraph_simd::Act::Tanh), -20.0, 20.0, false, 2e-7),
         (Act(scoregraph_simd::Act::Sigmoid), -85.0, 85.0, false, 2e-7),
         (Act(scoregraph_simd::Act::Silu), -80.0, 80.0, false, 2.5e-7),
-        (Act(scoregraph_simd::Act::GeluTanh), -30.0, 30.0, true, 4e-7),
-        (Act(scoregraph_simd::Act::GeluErf), -30.0, 30.0, true, 4e-7),
+        (Act(scoregraph_simd::Act::GeluTanh), -30.0, 30.0, true, 2e-7),
+        (Act(scoregraph_simd::Act::GeluErf), -30.0, 30.0, true, 2e-7),
         (Act(scoregraph_simd::Act::Relu), -30.0, 30.0, false, 0.0),
     ];
     for isa in isas() {

@@ -15,11 +15,31 @@ pub(crate) use pack::{PANEL, pack, packed_len};
 pub(crate) use panels::{BLOCK_WORDS, Panels, Storage, flush_subnormal};
 pub(crate) use product::{Bf16, Exact, Float, Product};
 use product::{Chains, Pairs, Singles};
-use scoregraph_simd::{DotKernel, Dots, Kernel, Simd};
+use scoregraph_simd::{Dots, Simd};
+use tile::Tile;
 
-/// Words of k that a pass goes through: three panels of them (24 KiB) stay in the first-level cache while the rows of A
-/// go by. Even, so that pairs are not torn apart.
-const DEPTH: usize = 128;
+/// Room for words from the start of a cache line, so that no vector lies across two.
+#[repr(align(64))]
+pub(crate) struct Aligned<T, const N: usize>([std::mem::MaybeUninit<T>; N]);
+
+impl<T, const N: usize> Aligned<T, N> {
+    #[inline(always)]
+    pub(crate) fn new() -> Aligned<T, N> {
+        Aligned([const { std::mem::MaybeUninit::uninit() }; N])
+    }
+
+    #[inline(always)]
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut T {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// Rows that a product goes through at most.
+pub(crate) const MOST_ROWS: usize = 72;
+/// The most panels of a register tile.
+const WIDTH: usize = 3;
+/// The most elements of one.
+pub(crate) const MOST_TILE: usize = 28 * PANEL;
 
 /// Rows of an evenly spaced matrix whose elements are adjacent.
 #[derive(Clone, Copy)]
@@ -34,13 +54,12 @@ pub(crate) fn even_share(total: usize, most: usize) -> usize {
     total.div_ceil(total.div_ceil(most))
 }
 
-/// `c[rows, 16 * panels] = a[rows, k] b`, or `+=` if `accumulate`; `b` is `[panels][k][16]`, its panels `panel_stride`
-/// elements apart.
+/// `c[rows, 16 * panels] = a[rows, k] b`; `b` is `[panels][k][16]`, its panels `b.stride` elements apart.
 ///
 /// # Safety
-/// All of these elements are readable, those of `c` writable, and `c` overlaps neither `a` nor `b`.
+/// All of these elements are readable, those of `c` writable, `c` overlaps neither `a` nor `b`, and there are at most
+/// [`MOST_ROWS`] rows.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "three matrices with their sizes")]
 pub(crate) unsafe fn multiply<S: Simd>(
     s: S,
     a: Rows<*const f32>,
@@ -49,25 +68,35 @@ pub(crate) unsafe fn multiply<S: Simd>(
     panels: usize,
     k: usize,
     c: Rows<*mut f32>,
-    accumulate: bool,
 ) {
+    struct Store(Rows<*mut f32>);
+    impl<S: Simd> Finish<S> for Store {
+        #[inline(always)]
+        unsafe fn finish(&mut self, s: S, at: Span, sums: Rows<*const u32>) {
+            for row in 0..at.rows {
+                for col in (0..at.panels * PANEL).step_by(S::LANES) {
+                    // SAFETY: the sums are those of the tile, which c has.
+                    unsafe {
+                        let to = self.0.ptr.add((at.row + row) * self.0.stride + at.panel * PANEL + col);
+                        s.store(to, s.load(sums.ptr.add(row * sums.stride + col).cast()));
+                    }
+                }
+            }
+        }
+    }
     let of = Multiply {
         a: Rows { ptr: a.ptr.cast(), stride: 4 * a.stride },
         rows,
         b: Panels::words(b.ptr.cast(), b.stride / PANEL),
         panels: 0..panels,
         words: 0..k,
-        c: Rows { ptr: c.ptr.cast(), stride: c.stride },
-        accumulate,
     };
     // SAFETY: the same elements, of which a word each.
-    unsafe { multiply_floats(s, of) };
+    unsafe { multiply_words(s, Float, &of, &mut Store(c)) };
 }
 
-/// A product: `c[rows, 16 * panels] = a[rows, words] b[words, panels]`, or `+=` if `accumulate`, for some panels and words of
-/// `b`. Whoever computes it promises that all of its elements are readable, those of `c` writable, and that `c` overlaps
-/// neither `a` nor `b`.
-#[derive(Clone)]
+/// A product: `a[rows, words] b[words, panels]`, for some panels and words of `b`. Whoever computes it promises that all of
+/// its elements are readable, and that there are at most [`MOST_ROWS`] rows.
 pub(crate) struct Multiply {
     /// Rows of bytes, which begin with the first of the words.
     pub(crate) a: Rows<*const u8>,
@@ -75,29 +104,28 @@ pub(crate) struct Multiply {
     pub(crate) b: Panels,
     pub(crate) panels: Range<usize>,
     pub(crate) words: Range<usize>,
-    /// A word an element.
-    pub(crate) c: Rows<*mut u32>,
-    pub(crate) accumulate: bool,
 }
 
-/// A product of words that are float32.
-///
-/// # Safety
-/// See [`Multiply`].
-#[inline(always)]
-pub(crate) unsafe fn multiply_floats<S: Simd>(s: S, of: Multiply) {
-    struct Floats(Multiply);
-    impl Kernel for Floats {
-        type Output = ();
+/// Where a tile is: its first row, and its first panel counted from the product's first one.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    pub(crate) panel: usize,
+    pub(crate) panels: usize,
+}
 
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            // SAFETY: the contract of `multiply_floats`, which alone makes one.
-            unsafe { multiply_words(s, Float, &self.0) };
-        }
-    }
-    // In a function of its own, which all kernels share: its many sizes of tiles take long to compile.
-    s.call(Floats(of));
+/// What becomes of a product, a tile at a time. Methods must be `#[inline(always)]`.
+pub(crate) trait Finish<S: Simd> {
+    /// A tile is about to be computed: time to ask for the memory that it will need.
+    #[inline(always)]
+    fn begin(&mut self, _: S, _: Span) {}
+
+    /// Takes the sums of a tile, a word each.
+    ///
+    /// # Safety
+    /// They are readable: `rows` rows of `panels` panels.
+    unsafe fn finish(&mut self, s: S, at: Span, sums: Rows<*const u32>);
 }
 
 /// A product of words that are four bytes, of which products in pairs add up in 16 bits `chain` times; 0: they need 32.
@@ -105,29 +133,19 @@ pub(crate) unsafe fn multiply_floats<S: Simd>(s: S, of: Multiply) {
 /// # Safety
 /// See [`Multiply`].
 #[inline(always)]
-pub(crate) unsafe fn multiply_bytes<S: Dots>(s: S, chain: usize, of: Multiply) {
-    struct Bytes(usize, Multiply);
-    impl DotKernel for Bytes {
-        type Output = ();
-
-        #[inline(always)]
-        fn run<S: Dots>(self, s: S) {
-            let Bytes(chain, of) = &self;
-            // SAFETY: the contract of `multiply_bytes`, which alone makes one.
-            unsafe {
-                if const { S::VNNI } {
-                    return multiply_words(s, Exact, of);
-                }
-                match *chain {
-                    0 => multiply_words(s, Exact, of),
-                    1 => multiply_words(s, Singles, of),
-                    2 | 3 => multiply_words(s, Pairs, of),
-                    chain => multiply_words(s, Chains(chain), of),
-                }
-            }
+pub(crate) unsafe fn multiply_bytes<S: Dots>(s: S, chain: usize, of: &Multiply, finish: &mut impl Finish<S>) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if const { S::VNNI } {
+            return multiply_words(s, Exact, of, finish);
+        }
+        match chain {
+            0 => multiply_words(s, Exact, of, finish),
+            1 => multiply_words(s, Singles, of, finish),
+            2 | 3 => multiply_words(s, Pairs, of, finish),
+            chain => multiply_words(s, Chains(chain), of, finish),
         }
     }
-    s.call_dots(Bytes(chain, of));
 }
 
 /// A product.
@@ -135,33 +153,59 @@ pub(crate) unsafe fn multiply_bytes<S: Dots>(s: S, chain: usize, of: Multiply) {
 /// # Safety
 /// See [`Multiply`].
 #[inline(always)]
-pub(crate) unsafe fn multiply_words<S: Simd, P: Product<S>>(s: S, product: P, of: &Multiply) {
-    let Multiply { a, rows, b, panels, words, c, accumulate } = of.clone();
-    let most_rows = P::MOST_ROWS;
-    let mut start = words.start;
-    // At least one pass, so that c is set to 0 where k is 0.
-    while start == words.start || start < words.end {
-        let depth = DEPTH.min(words.end - start);
-        let accumulate = accumulate || start > words.start;
-        let most_panels = P::MOST_PANELS[rows.min(most_rows)];
-        let mut panel = panels.start;
-        while panel < panels.end {
-            let width = even_share(panels.end - panel, most_panels);
+pub(crate) unsafe fn multiply_words<S: Simd, P: Product<S>>(
+    s: S,
+    product: P,
+    of: &Multiply,
+    finish: &mut impl Finish<S>,
+) {
+    let Multiply { a, rows, b, panels, words, .. } = of;
+    let rows = *rows;
+    let mut room = Aligned::<u32, { MOST_ROWS * WIDTH * PANEL }>::new();
+    let room = Rows { ptr: room.as_mut_ptr(), stride: WIDTH * PANEL };
+    // Many rows take the tiles of two panels, which read least of B for what they compute.
+    let tall = even_share(rows, P::TALL_ROWS) > P::MOST_ROWS;
+    let most_panels = if tall { 2 } else { P::MOST_PANELS[rows.min(P::MOST_ROWS)] };
+    let mut panel = panels.start;
+    while panel < panels.end {
+        // Three that are left go together: a tile of one panel would load more than it multiplies.
+        let left = panels.end - panel;
+        let width = if tall && left == 3 { 3 } else { even_share(left, most_panels) };
+        let most_rows = if tall && width == 2 { P::TALL_ROWS } else { P::MOST_ROWS };
+        let most_words = b.most_words(width, rows <= most_rows);
+        let mut start = words.start;
+        // At least one pass, so that sums are 0 where there are no words.
+        loop {
+            let depth = most_words.min(words.end - start);
+            let last = start + depth == words.end;
             // SAFETY: panels and words that b has; the caller's contract.
             let block = unsafe { b.block(s, panel..panel + width, start..start + depth) };
             let mut row = 0;
             while row < rows {
                 let height = even_share(rows - row, most_rows);
-                // SAFETY: `row + height <= rows`, and the block holds `width` panels of `depth` words.
+                let at = Span { row, rows: height, panel: panel - panels.start, panels: width };
+                if last {
+                    finish.begin(s, at);
+                }
+                // SAFETY: `row + height <= rows`, which the room has; the block holds `width` panels of `depth` words.
                 unsafe {
-                    let a = Rows { ptr: a.ptr.add(row * a.stride + 4 * (start - words.start)), ..a };
-                    let c = Rows { ptr: c.ptr.add(row * c.stride + (panel - panels.start) * PANEL), ..c };
-                    tile::multiply(s, product, height, width, a, block, depth, c, accumulate);
+                    // Sums that one pass completes may all lie in the same place, which stays in the first-level cache.
+                    let first = if last && start == words.start { 0 } else { row };
+                    let c = Rows { ptr: room.ptr.add(first * room.stride), ..room };
+                    let a = Rows { ptr: a.ptr.add(row * a.stride + 4 * (start - words.start)), ..*a };
+                    let accumulate = start > words.start;
+                    product.tile(s, &Tile { rows: height, panels: width, a, b: block, k: depth, c, accumulate });
+                    if last {
+                        finish.finish(s, at, Rows { ptr: c.ptr.cast_const(), stride: c.stride });
+                    }
                 }
                 row += height;
             }
-            panel += width;
+            start += depth;
+            if last {
+                break;
+            }
         }
-        start += DEPTH;
+        panel += width;
     }
 }

@@ -4,12 +4,15 @@ use std::ops::Range;
 
 use scoregraph_simd::Simd;
 
-use super::{DEPTH, PANEL, Rows};
+use super::{PANEL, Rows};
 
-/// The most panels of a block.
-const WIDTH: usize = 3;
-/// Words of a block at most: what [`Panels`] that unpack need room for.
-pub(crate) const BLOCK_WORDS: usize = WIDTH * DEPTH * PANEL;
+/// Words of a block at most, in what [`Panels`] that unpack need room for: with the rows of A that go by, they stay in the
+/// second-level cache.
+pub(crate) const BLOCK_WORDS: usize = 1024 * PANEL;
+/// The same where a block is used but once, and should stay in the first-level cache.
+const BRIEF_WORDS: usize = 384 * PANEL;
+/// Words of a panel that are not unpacked, but which a pass should not exceed.
+const DEPTH: usize = 2048;
 
 /// How the words of panels are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +57,20 @@ impl Panels {
         Panels { room, ..self }
     }
 
+    /// How many words of so many panels a pass should go through; `once` if it uses them for one tile only. Even, so that
+    /// pairs are not torn apart.
+    #[inline(always)]
+    pub(super) fn most_words(&self, panels: usize, once: bool) -> usize {
+        match self.storage {
+            Storage::Words => DEPTH,
+            _ => (if once { BRIEF_WORDS } else { BLOCK_WORDS }) / (PANEL * panels) / 2 * 2,
+        }
+    }
+
     /// Some words of some panels as `[panel][word][16]`, unpacked into the room where they have to be.
     ///
     /// # Safety
-    /// The panels have them, at most three panels and as many words as a pass; the room is writable and nobody else's.
+    /// The panels have them, no more words than [`Panels::most_words`]; the room is writable and nobody else's.
     #[inline(always)]
     pub(super) unsafe fn block<S: Simd>(&self, s: S, panels: Range<usize>, words: Range<usize>) -> Rows<*const u32> {
         let first = panels.start * self.words + words.start;
@@ -68,7 +81,7 @@ impl Panels {
         let depth = words.len();
         for panel in 0..panels.len() {
             let first = first + panel * self.words;
-            // SAFETY: `panel < WIDTH` and `depth <= DEPTH`, so it is in the room; the caller's contract.
+            // SAFETY: so many words are no more than the room has; the caller's contract.
             unsafe {
                 let to = self.room.add(panel * depth * PANEL);
                 match self.storage {

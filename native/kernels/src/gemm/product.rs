@@ -1,6 +1,8 @@
 //! What a word of A times a word of B is, and how such products are summed.
 
-use scoregraph_simd::{Bf16Dots, Dots, Simd};
+use scoregraph_simd::{Bf16Dots, DotKernel, Dots, Kernel, Simd};
+
+use super::tile::Tile;
 
 /// Sums of products of 32-bit words, `LANES` columns at a time.
 ///
@@ -23,6 +25,15 @@ pub(crate) trait Product<S: Simd>: Copy {
     const MOST_ROWS: usize;
     /// The most panels of a tile of 0, 1, … rows: few rows leave registers for more panels, whose chains hide the latency.
     const MOST_PANELS: [usize; 9];
+
+    /// The most rows of a tile of two panels, if more than [`Product::MOST_ROWS`].
+    const TALL_ROWS: usize = Self::MOST_ROWS;
+
+    /// Computes a tile, in a function of its own where kernels can share it: its many sizes take long to compile.
+    ///
+    /// # Safety
+    /// See [`Tile`].
+    unsafe fn tile(self, s: S, tile: &Tile);
 
     /// `LANES` words.
     ///
@@ -50,6 +61,10 @@ pub(crate) trait Product<S: Simd>: Copy {
     /// `c` is writable, and readable where `accumulate` is set.
     unsafe fn end(self, s: S, sum: Self::Sum, c: *mut u32, accumulate: bool);
 }
+
+/// Rows by two panels that leave three of 32 registers: for both panels and for A. Each word of B then meets fourteen of A,
+/// and B may come from the second-level cache.
+const TALL: usize = 14;
 
 /// A word is a float32.
 #[derive(Clone, Copy)]
@@ -138,6 +153,26 @@ macro_rules! integer_sums {
     };
 }
 
+/// [`Product::tile`] in a function of its own, which all instruction sets with the same vectors share.
+macro_rules! tile_apart {
+    ($product:ty, $kernel:ident over $simd:ident through $call:ident) => {
+        #[inline(always)]
+        unsafe fn tile(self, s: S, tile: &Tile) {
+            struct Apart<'a>($product, &'a Tile);
+            impl $kernel for Apart<'_> {
+                type Output = ();
+
+                #[inline(always)]
+                fn run<S: $simd>(self, s: S) {
+                    // SAFETY: the contract of `tile`, which alone makes one.
+                    unsafe { self.1.multiply(s, self.0) };
+                }
+            }
+            s.$call(Apart(self, tile));
+        }
+    };
+}
+
 /// Tiles for three vectors of temporaries at most. Of 32 AVX-512 registers, 8 rows by 3 panels take 24 for C, 3 for B and one
 /// for A; of 16 AVX2 registers, 6 rows by one panel (two registers) take 12, 2 and one.
 macro_rules! large_tiles {
@@ -160,6 +195,9 @@ impl<S: Simd> Product<S> for Float {
 
     float_sums!();
     large_tiles!();
+    tile_apart!(Float, Kernel over Simd through call);
+
+    const TALL_ROWS: usize = if S::LANES == 16 { TALL } else { <Self as Product<S>>::MOST_ROWS };
 
     #[inline(always)]
     unsafe fn load(self, s: S, ptr: *const u32) -> S::F {
@@ -189,6 +227,14 @@ impl<S: Bf16Dots> Product<S> for Bf16 {
     float_sums!();
     large_tiles!();
 
+    const TALL_ROWS: usize = if S::LANES == 16 { TALL } else { <Self as Product<S>>::MOST_ROWS };
+
+    #[inline(always)]
+    unsafe fn tile(self, s: S, tile: &Tile) {
+        // SAFETY: the caller's contract. Nobody shares it.
+        unsafe { tile.multiply(s, self) };
+    }
+
     #[inline(always)]
     fn step(self, s: S, sum: S::F, a: [S::I; 2], b: [S::I; 2]) -> S::F {
         s.dot_bf16(sum, a[0], b[0])
@@ -198,6 +244,9 @@ impl<S: Bf16Dots> Product<S> for Bf16 {
 impl<S: Dots> Product<S> for Exact {
     packed_words!();
     integer_sums!();
+    tile_apart!(Exact, DotKernel over Dots through call_dots);
+
+    const TALL_ROWS: usize = if S::LANES == 16 && S::VNNI { TALL } else { <Self as Product<S>>::MOST_ROWS };
 
     // Without VNNI, bytes 0 and 2 and bytes 1 and 3 of A and B take registers of their own.
     const MOST_ROWS: usize = match (S::LANES, S::VNNI) {
@@ -222,6 +271,7 @@ impl<S: Dots> Product<S> for Exact {
 impl<S: Dots> Product<S> for Singles {
     packed_words!();
     integer_sums!();
+    tile_apart!(Singles, DotKernel over Dots through call_dots);
 
     const MOST_ROWS: usize = match S::LANES {
         16 => 8,
@@ -243,6 +293,7 @@ impl<S: Dots> Product<S> for Singles {
 impl<S: Dots> Product<S> for Pairs {
     packed_words!();
     integer_sums!();
+    tile_apart!(Pairs, DotKernel over Dots through call_dots);
 
     const STEP: usize = 2;
 
@@ -264,6 +315,7 @@ impl<S: Dots> Product<S> for Chains {
 
     packed_words!();
     large_tiles!();
+    tile_apart!(Chains, DotKernel over Dots through call_dots);
 
     #[inline(always)]
     fn chain(self) -> usize {

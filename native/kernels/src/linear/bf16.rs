@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use scoregraph_simd::{Bf16Dots, Bf16Kernel, Disjoint, Isa, Kernel, Simd};
 
 use super::epilogue::Epilogue;
-use super::float::{FloatSums, Job, multiply_part};
-use super::{Input, Part, Sums, TILE_COLS, TILE_ROWS, even_rows, for_parts, row_starts};
+use super::float::{Job, multiply_part};
+use super::{Input, Part, even_rows, for_parts, row_starts};
 use crate::Context;
-use crate::gemm::{self, BLOCK_WORDS, Bf16, Multiply, PANEL, Panels, Rows, Storage, flush_subnormal};
+use crate::gemm::{Aligned, BLOCK_WORDS, Bf16, Float, Panels, Rows, Storage, flush_subnormal};
 use crate::rows::{RowStarts, for_row_ranges};
 
 /// Floats of scratch for so many elements of x; `ready` if it is bf16 in evenly spaced rows already.
@@ -81,10 +81,10 @@ impl Kernel for Tile<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut room = [const { std::mem::MaybeUninit::<u32>::uninit() }; BLOCK_WORDS];
-        let packed = self.job.packed.with_room(room.as_mut_ptr().cast());
+        let mut room = Aligned::<u32, BLOCK_WORDS>::new();
+        let packed = self.job.packed.with_room(room.as_mut_ptr());
         // SAFETY: a part of a checked call, whose words are floats once they are expanded.
-        unsafe { multiply_part(s, self.job, &packed, self.part) };
+        unsafe { multiply_part(s, Float, self.job, packed, self.part) };
     }
 }
 
@@ -93,19 +93,8 @@ impl Bf16Kernel for Tile<'_> {
 
     #[inline(always)]
     fn run<S: Bf16Dots>(self, s: S) {
-        let Tile { job, part } = self;
-        let mut sums: Sums = [const { std::mem::MaybeUninit::uninit() }; TILE_ROWS * TILE_COLS];
-        let c = Rows { ptr: sums.as_mut_ptr().cast::<u32>(), stride: TILE_COLS };
-        let first = part.col / PANEL;
-        // SAFETY: a part of a checked call; `sums` has room for TILE_ROWS rows of TILE_COLS columns.
-        unsafe {
-            let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride), ..job.x };
-            let panels = first..first + part.cols.div_ceil(PANEL);
-            let of = Multiply { a, rows: part.rows, b: job.packed, panels, words: 0..job.k, c, accumulate: false };
-            gemm::multiply_words(s, Bf16, &of);
-            let sums = FloatSums(Rows { ptr: c.ptr.cast_const().cast(), stride: c.stride });
-            job.epilogue.finish(s, part, &sums);
-        }
+        // SAFETY: a part of a checked call.
+        unsafe { multiply_part(s, Bf16, self.job, self.job.packed, self.part) };
     }
 }
 
@@ -266,6 +255,7 @@ impl Bf16Kernel for Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::PANEL;
     use crate::linear::{Linear, Output, Weights};
     use crate::{Act, Serial, View, ViewMut};
 
@@ -282,7 +272,7 @@ mod tests {
             return;
         }
         let ctx = Context { isa, pool: &Serial };
-        for (m, k, n) in [(1usize, 2usize, 1usize), (9, 38, 17), (80, 300, 130)] {
+        for (m, k, n) in [(1usize, 2usize, 1usize), (9, 38, 17), (80, 300, 130), (20, 1100, 40)] {
             let (x, packed) = (halves(m * k, 1), halves(n.div_ceil(PANEL) * PANEL * k, 2));
             let wide: Vec<f32> = x.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect();
             let inputs =

@@ -2,28 +2,10 @@
 
 use scoregraph_simd::{Kernel, Simd};
 
-use super::epilogue::{Epilogue, PartSums};
-use super::{Part, Sums, TILE_COLS, TILE_ROWS, for_parts};
+use super::epilogue::{Epilogue, FloatSums};
+use super::{Part, for_parts};
 use crate::Context;
-use crate::gemm::{self, Multiply, PANEL, Panels, Rows};
-
-/// Sums that are the values themselves.
-pub(super) struct FloatSums(pub(super) Rows<*const f32>);
-
-impl<S: Simd> PartSums<S> for FloatSums {
-    type Row = *const f32;
-
-    #[inline(always)]
-    fn row(&self, _: S, row: usize) -> *const f32 {
-        self.0.ptr.wrapping_add(row * self.0.stride)
-    }
-
-    #[inline(always)]
-    unsafe fn columns(&self, s: S, row: *const f32, col: usize) -> S::F {
-        // SAFETY: the caller's contract; rows are padded to whole panels.
-        unsafe { s.load(row.add(col)) }
-    }
-}
+use crate::gemm::{self, Finish, Float, Multiply, Panels, Product, Rows, Span};
 
 /// Computes y from x and weights in the layout `n16`.
 pub(super) fn run(
@@ -61,7 +43,7 @@ impl Kernel for Tile<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: a part of a checked call.
-        unsafe { multiply_part(s, self.job, &self.job.packed, self.part) };
+        unsafe { multiply_part(s, Float, self.job, self.job.packed, self.part) };
     }
 }
 
@@ -70,17 +52,31 @@ impl Kernel for Tile<'_> {
 /// # Safety
 /// It is inside of it and nobody else's; x has its rows and the weights have its columns, of `k` words.
 #[inline(always)]
-pub(super) unsafe fn multiply_part<S: Simd>(s: S, job: &Job, packed: &Panels, part: Part) {
-    let mut sums: Sums = [const { std::mem::MaybeUninit::uninit() }; TILE_ROWS * TILE_COLS];
-    let c = Rows { ptr: sums.as_mut_ptr().cast::<u32>(), stride: TILE_COLS };
-    let first = part.col / PANEL;
-    // SAFETY: the caller's contract; `sums` has room for TILE_ROWS rows of TILE_COLS columns.
+pub(super) unsafe fn multiply_part<S: Simd, P: Product<S>>(s: S, product: P, job: &Job, packed: Panels, part: Part) {
+    // SAFETY: the caller's contract.
     unsafe {
         let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride), ..job.x };
-        let panels = first..first + part.cols.div_ceil(PANEL);
-        let of = Multiply { a, rows: part.rows, b: *packed, panels, words: 0..job.k, c, accumulate: false };
-        gemm::multiply_floats(s, of);
-        let sums = FloatSums(Rows { ptr: c.ptr.cast_const().cast(), stride: c.stride });
-        job.epilogue.finish(s, part, &sums);
+        let of = Multiply { a, rows: part.rows, b: packed, panels: part.panels(), words: 0..job.k };
+        gemm::multiply_words(s, product, &of, &mut FinishFloats { epilogue: job.epilogue, part });
+    }
+}
+
+/// Sums that are the values themselves.
+struct FinishFloats<'a> {
+    epilogue: &'a Epilogue<'a>,
+    part: Part,
+}
+
+impl<S: Simd> Finish<S> for FinishFloats<'_> {
+    #[inline(always)]
+    fn begin(&mut self, s: S, at: Span) {
+        self.epilogue.prefetch(s, self.part.at(at));
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&mut self, s: S, at: Span, sums: Rows<*const u32>) {
+        let mut sums = FloatSums(Rows { ptr: sums.ptr.cast(), stride: sums.stride });
+        // SAFETY: a tile of the part; the caller's contract.
+        unsafe { self.epilogue.finish(s, self.part.at(at), &mut sums) };
     }
 }

@@ -2,10 +2,10 @@
 
 use scoregraph_simd::{DotKernel, Dots, Simd};
 
-use super::epilogue::{Epilogue, PartSums};
-use super::{Bits, Integers, Part, Sums, TILE_COLS, TILE_ROWS, for_parts};
+use super::epilogue::{Epilogue, Groups, TileSums};
+use super::{Bits, Integers, Part, TILE_COLS, TILE_ROWS, for_parts};
 use crate::Context;
-use crate::gemm::{self, BLOCK_WORDS, Multiply, PANEL, Panels, Rows, Storage};
+use crate::gemm::{self, Aligned, BLOCK_WORDS, Finish, Multiply, PANEL, Panels, Rows, Span, Storage};
 
 /// Computes y from bytes x with their grid.
 pub(super) fn run(
@@ -44,56 +44,111 @@ impl DotKernel for Tile<'_> {
     #[inline(always)]
     fn run<S: Dots>(self, s: S) {
         let (Tile { job, part }, weights) = (&self, self.job.weights);
-        let mut sums: Sums = [const { std::mem::MaybeUninit::uninit() }; TILE_ROWS * TILE_COLS];
-        let mut earlier: Sums = [const { std::mem::MaybeUninit::uninit() }; TILE_ROWS * TILE_COLS];
-        let mut room = [const { std::mem::MaybeUninit::<u32>::uninit() }; BLOCK_WORDS];
-        let c = Rows { ptr: sums.as_mut_ptr().cast::<u32>(), stride: TILE_COLS };
+        let mut earlier = Earlier::new();
+        let mut room = Aligned::<u32, BLOCK_WORDS>::new();
         let storage = match weights.bits {
             Bits::Eight => Storage::Words,
             Bits::Four => Storage::Nibbles,
             Bits::Two => Storage::Crumbs,
         };
-        let panels = Panels::stored(weights.stored.as_ptr(), job.k / 4, storage, room.as_mut_ptr().cast());
-        let first = part.col / PANEL;
+        let panels = Panels::stored(weights.stored.as_ptr(), job.k / 4, storage, room.as_mut_ptr());
         let words = job.k / weights.groups / 4;
         for group in 0..weights.groups {
-            // SAFETY: rows, panels and words inside x and the weights; `sums` has room for TILE_ROWS rows of TILE_COLS
-            // columns, of which the part has no more.
-            unsafe {
-                let start = group * words;
-                let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride + 4 * start), ..job.x };
-                let range = first..first + part.cols.div_ceil(PANEL);
-                let words = start..start + words;
-                let of = Multiply { a, rows: part.rows, b: panels, panels: range, words, c, accumulate: false };
-                // The plan has proved the chain.
-                gemm::multiply_bytes(s, weights.chain, of);
-            }
-            let mut scaled = Scaled {
-                sums: Rows { ptr: c.ptr.cast_const().cast(), stride: TILE_COLS },
-                earlier: (group > 0).then_some(earlier.as_ptr().cast()),
-                first: part.row,
-                grid: job.grid,
-                share: job.share,
-                scale: [0.0; TILE_COLS],
-                correction: [0; TILE_COLS],
+            let start = group * words;
+            let mut finish = FinishBytes {
+                job,
+                part: *part,
+                group,
+                earlier: &mut earlier,
+                scale: Aligned::new(),
+                correction: Aligned::new(),
             };
-            for col in 0..part.cols {
-                let at = (part.col + col) * weights.groups + group;
-                scaled.scale[col] = weights.scale[at];
-                scaled.correction[col] = weights.sum[at] as i32;
+            finish.load_columns(s);
+            // SAFETY: rows, panels and words inside x and the weights; the plan has proved the chain.
+            unsafe {
+                let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride + 4 * start), ..job.x };
+                let words = start..start + words;
+                let of = Multiply { a, rows: part.rows, b: panels, panels: part.panels(), words };
+                gemm::multiply_bytes(s, weights.chain, &of, &mut finish);
             }
-            if group + 1 == weights.groups {
-                // SAFETY: the caller's contract.
-                unsafe { job.epilogue.finish(s, *part, &scaled) };
+        }
+    }
+}
+
+/// Room for what the groups before one add up to.
+type Earlier = Aligned<f32, { TILE_ROWS * TILE_COLS }>;
+
+/// What becomes of the sums of one group of inputs.
+struct FinishBytes<'a> {
+    job: &'a Job<'a>,
+    part: Part,
+    group: usize,
+    earlier: &'a mut Earlier,
+    /// Of the part's columns.
+    scale: Aligned<f32, TILE_COLS>,
+    /// The sums of their weights.
+    correction: Aligned<i32, TILE_COLS>,
+}
+
+impl FinishBytes<'_> {
+    /// Brings the scales of the part's columns and the sums of their weights, in whole vectors.
+    #[inline(always)]
+    fn load_columns<S: Dots>(&mut self, s: S) {
+        let (weights, part) = (self.job.weights, self.part);
+        let (scale, correction) = (self.scale.as_mut_ptr(), self.correction.as_mut_ptr());
+        for first in (0..part.cols).step_by(S::LANES) {
+            let n = S::LANES.min(part.cols - first);
+            let (mut scales, mut sums) = ([0.0; PANEL], [0.0; PANEL]);
+            let from = if weights.groups == 1 {
+                let from = part.col + first..part.col + first + n;
+                [weights.scale[from.clone()].as_ptr(), weights.sum[from].as_ptr()]
             } else {
-                for row in 0..part.rows {
-                    let of = scaled.row(s, row);
-                    let to = earlier.as_mut_ptr().cast::<f32>().wrapping_add(row * TILE_COLS);
-                    for col in (0..part.cols.next_multiple_of(PANEL)).step_by(S::LANES) {
-                        // SAFETY: whole panels of a row of the tile, in `sums` and in `earlier`.
-                        unsafe { s.store(to.add(col), scaled.columns(s, of, col)) };
-                    }
+                for col in 0..n {
+                    let at = (part.col + first + col) * weights.groups + self.group;
+                    (scales[col], sums[col]) = (weights.scale[at], weights.sum[at]);
                 }
+                [scales.as_ptr(), sums.as_ptr()]
+            };
+            // SAFETY: there are `n` of each; a part has no more than TILE_COLS columns, which are whole vectors.
+            unsafe {
+                s.store(scale.add(first), s.load_first(from[0], n));
+                s.store_i(correction.add(first), s.round_i(s.load_first(from[1], n)));
+            }
+        }
+    }
+}
+
+impl<S: Dots> Finish<S> for FinishBytes<'_> {
+    #[inline(always)]
+    fn begin(&mut self, s: S, at: Span) {
+        if self.group + 1 == self.job.weights.groups {
+            self.job.epilogue.prefetch(s, self.part.at(at));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&mut self, s: S, at: Span, sums: Rows<*const u32>) {
+        let tile = self.part.at(at);
+        let col = at.panel * PANEL;
+        let earlier = self.earlier.as_mut_ptr().wrapping_add(at.row * TILE_COLS + col);
+        let mut scaled = Scaled {
+            sums: Rows { ptr: sums.ptr.cast(), stride: sums.stride },
+            earlier: (self.group > 0).then_some(earlier.cast_const()),
+            grid: self.job.grid,
+            share: self.job.share,
+            groups: Groups::from(tile.row),
+            scale: self.scale.as_mut_ptr().wrapping_add(col),
+            correction: self.correction.as_mut_ptr().wrapping_add(col),
+        };
+        if self.group + 1 == self.job.weights.groups {
+            // SAFETY: a tile of the part; the caller's contract.
+            return unsafe { self.job.epilogue.finish(s, tile, &mut scaled) };
+        }
+        for row in 0..at.rows {
+            let of = scaled.row(s, row);
+            for col in (0..at.panels * PANEL).step_by(S::LANES) {
+                // SAFETY: whole panels of a row of the tile, in `sums` and in `earlier`.
+                unsafe { s.store(earlier.add(row * TILE_COLS + col), scaled.columns(s, of, col)) };
             }
         }
     }
@@ -104,12 +159,13 @@ struct Scaled<'a> {
     sums: Rows<*const i32>,
     /// What the groups before this one add up to, in rows of [`TILE_COLS`].
     earlier: Option<*const f32>,
-    /// The first row of the part.
-    first: usize,
     grid: &'a [f32],
+    /// Rows of x to a row of the grid.
     share: usize,
-    scale: [f32; TILE_COLS],
-    correction: [i32; TILE_COLS],
+    groups: Groups,
+    /// Of the tile's columns.
+    scale: *const f32,
+    correction: *const i32,
 }
 
 /// A row of [`Scaled`].
@@ -121,12 +177,12 @@ struct ScaledRow<S: Simd> {
     zero: S::I,
 }
 
-impl<S: Dots> PartSums<S> for Scaled<'_> {
+impl<S: Dots> TileSums<S> for Scaled<'_> {
     type Row = ScaledRow<S>;
 
     #[inline(always)]
-    fn row(&self, s: S, row: usize) -> ScaledRow<S> {
-        let grid = 2 * ((self.first + row) / self.share);
+    fn row(&mut self, s: S, row: usize) -> ScaledRow<S> {
+        let grid = 2 * self.groups.next_group(self.share);
         ScaledRow {
             sums: self.sums.ptr.wrapping_add(row * self.sums.stride),
             earlier: self.earlier.map(|earlier| earlier.wrapping_add(row * TILE_COLS)),
@@ -137,12 +193,11 @@ impl<S: Dots> PartSums<S> for Scaled<'_> {
 
     #[inline(always)]
     unsafe fn columns(&self, s: S, row: ScaledRow<S>, col: usize) -> S::F {
-        debug_assert!(col + S::LANES <= TILE_COLS);
         // SAFETY: the caller's contract: `col + LANES` stays inside the padded columns of the tile.
         unsafe {
             let sum = s.load_i(row.sums.add(col));
-            let correction = s.load_i(self.correction.as_ptr().add(col));
-            let scale = s.mul(row.scale, s.load(self.scale.as_ptr().add(col)));
+            let correction = s.load_i(self.correction.add(col));
+            let scale = s.mul(row.scale, s.load(self.scale.add(col)));
             // Exact: the difference is a sum of products with `q - zero`, no larger than those with q.
             let value = s.mul(s.to_f(s.sub_i(sum, s.mul_i(row.zero, correction))), scale);
             match row.earlier {

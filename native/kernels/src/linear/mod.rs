@@ -5,23 +5,22 @@ mod epilogue;
 mod float;
 mod integer;
 
+use std::ops::Range;
+
 use scoregraph_simd::{Act, Disjoint, Kernel, Simd};
 
-use crate::gemm::{self, PANEL, Rows};
+use crate::gemm::{self, PANEL, Rows, Span};
 use crate::rows::RowStarts;
 use crate::{Context, Isa, Layout, View, ViewMut, copy};
 
 use epilogue::Epilogue;
 
-/// Panels of a tile of y.
+/// Panels of a part of y.
 const TILE_PANELS: usize = 6;
-/// Columns of a tile of y.
+/// Columns of a part of y.
 const TILE_COLS: usize = TILE_PANELS * PANEL;
-/// Rows of a tile of y at most; its sums take 27 KiB. A multiple of the rows of every register tile.
-const TILE_ROWS: usize = 72;
-
-/// Room for the sums of a tile, a word each.
-type Sums = [std::mem::MaybeUninit<u32>; TILE_ROWS * TILE_COLS];
+/// Rows of a part of y at most.
+const TILE_ROWS: usize = gemm::MOST_ROWS;
 
 /// Types of integer weights, by what they hold and how they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,11 +281,29 @@ struct Part {
     cols: usize,
 }
 
+impl Part {
+    /// The panels of its columns.
+    fn panels(&self) -> Range<usize> {
+        let first = self.col / PANEL;
+        first..first + self.cols.div_ceil(PANEL)
+    }
+
+    /// The tile of it that is there.
+    #[inline(always)]
+    fn at(&self, span: Span) -> Part {
+        let col = span.panel * PANEL;
+        Part {
+            row: self.row + span.row,
+            col: self.col + col,
+            rows: span.rows,
+            cols: (span.panels * PANEL).min(self.cols - col),
+        }
+    }
+}
+
 /// Cuts y \[m, n\] into parts and runs `f` on each.
 fn for_parts(ctx: &Context, (m, n): (usize, usize), f: impl Fn(Part) + Sync) {
-    // Whole register tiles, of 8 rows with AVX-512 and 6 with AVX2.
-    let unit = if ctx.isa.lanes() == 16 { 8 } else { 6 };
-    let tile_rows = gemm::even_share(m, TILE_ROWS).next_multiple_of(unit);
+    let tile_rows = gemm::even_share(m, TILE_ROWS);
     let (down, panels) = (m.div_ceil(tile_rows), n.div_ceil(PANEL));
     let across = parts_across(panels, down, ctx.pool.threads());
     // Parts that share weights follow each other.
