@@ -73,7 +73,8 @@ pub fn relative_to<S: Simd>(s: S, exponent: f32) -> Relative<S::F> {
 }
 
 /// `sqrt(2) * 2^x / 2^exponent` where that is at most a few: 0 where it would be subnormal; relative error 2.2e-7. Two thirds
-/// of the cost of [`exp`] of a difference. With `BF16` it is rounded to bf16, to nearest even.
+/// of the cost of [`exp`] of a difference. With `BF16` it is a number within 1.1e-4 of it that is rounded to bf16, to nearest
+/// even.
 #[inline(always)]
 pub fn exp2_relative<S: Simd, const BF16: bool>(s: S, x: S::F, relative: Relative<S::F>) -> S::F {
     // Down there the biased exponent is 0, and so is the power. The order of the operands keeps NaN.
@@ -82,10 +83,14 @@ pub fn exp2_relative<S: Simd, const BF16: bool>(s: S, x: S::F, relative: Relativ
     let power = s.from_bits(s.shl(s.bits(rounded), 23));
     let r = s.sub(x, s.sub(rounded, relative.round));
     // 2^r times sqrt(2), which makes it 1 at least: where the power is normal, so is the product.
-    let p = polynomial(s, r, [SQRT_2, 0.980_257_87, 0.339_725_8, 0.078_499_23, 0.013_677_584, 0.001_875_915_7]);
-    // Between 1 and 2, numbers of bf16 are 2^-7 apart, and so are floats around this.
-    let round = s.splat(1.5 * (1u32 << 16) as f32);
-    s.mul(if BF16 { s.sub(s.add(p, round), round) } else { p }, power)
+    let p = if BF16 {
+        // Between 1 and 2, numbers of bf16 are 2^-7 apart, and so are floats around this.
+        let round = s.splat(1.5 * (1u32 << 16) as f32);
+        s.sub(s.add(polynomial(s, r, [SQRT_2, 0.980_450_13, 0.342_538_04, 0.077_794_38]), round), round)
+    } else {
+        polynomial(s, r, [SQRT_2, 0.980_257_87, 0.339_725_8, 0.078_499_23, 0.013_677_584, 0.001_875_915_7])
+    };
+    s.mul(p, power)
 }
 
 /// Two factors of `top * 2^(a b)`, for a product of -126 to 126 less the logarithm of `top`: what comes next may fuse with
