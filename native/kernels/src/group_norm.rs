@@ -1,19 +1,18 @@
 //! `group_norm`: normalisation over the channels of a group and all of space.
 
+use std::ops::Range;
+
+use scoregraph_simd::math::silu_coarse;
 use scoregraph_simd::{Act, Disjoint, Kernel, Simd};
 
 use crate::conv::{QUAD, image_strides};
-use crate::format::{Extent, Grid, Quantizer, span_groups};
-use crate::norm::moments;
+use crate::format::{Extent, Grid, QuantizeVector, Quantizer, for_vectors, span_groups};
 use crate::per_channel::PerChannel;
-use crate::rows::{MapVector, fold, map_with};
+use crate::rows::{fold, for_row_ranges, map, sum};
 use crate::{Context, View, ViewMut};
 
-/// Elements whose moments are taken in float32, read twice from the first-level cache; the blocks are merged in float64.
-const BLOCK: usize = 2048;
-
-/// Pixels of a quad of channels that a tile quantizes.
-const TILE_PIXELS: usize = 2048;
+/// Pixels of a quad of channels that are quantized at a time.
+const PIECE: usize = 2048;
 
 /// The operands of `group_norm` beside x and y.
 ///
@@ -71,7 +70,8 @@ pub fn group_norm_scratch(n: usize, channels: usize) -> usize {
 
 /// `group_norm` of `x` \[n, C, …\], whose pixels are dense, into `y`. The variance is biased and computed from centred values.
 ///
-/// A tile is one group of one sample, so the batch and the threads change no bit.
+/// The moments of a group are one thread's work, so the batch and the threads change no bit. A measured grid covers, for each
+/// channel of a sample, what the activation makes of the interval between its least and its largest normalised value.
 ///
 /// # Panics
 /// If the operands do not fit together, or the scratch is shorter than [`group_norm_scratch`] says.
@@ -81,39 +81,39 @@ pub fn group_norm(ctx: &Context, op: &GroupNorm, x: &View, y: &mut Normed, scrat
     assert_eq!(x.shape()[1], channels);
     assert!(groups > 0 && channels.is_multiple_of(groups), "{channels} channels in {groups} groups");
     assert!([op.weight, op.bias, op.smooth].iter().flatten().all(|vector| vector.len() == channels));
+    if n * channels * space == 0 {
+        return;
+    }
     let [scale, shift] = [op.scale, op.shift].map(|view| view.map(|view| PerChannel::new(view, n, channels)));
     let strides = image_strides(x.layout()).expect("the pixels of x are dense");
     let planes = Planes { x: *x, strides, space };
-    let job = Job { op, scale, shift, planes };
+    let width = channels / groups;
+    let job = Job { op, scale, shift, planes, width };
     match y {
         Normed::F32(y) => {
             assert_eq!(x.shape(), y.shape());
             assert!(op.smooth.is_none(), "only a quantized result is smoothed");
             let strides = image_strides(y.layout()).expect("the pixels of y are dense");
-            let y = &*y;
-            ctx.pool.run(if space == 0 { 0 } else { n * groups }, &|tile, _| {
-                ctx.isa.dispatch(Group { job: &job, tile, result: GroupResult::Values(y, strides) });
+            for_row_ranges(ctx, n * groups, width * space, |range, _| {
+                ctx.isa.dispatch(Groups { job: &job, range, result: GroupResult::Values(y, strides) });
             });
         }
         Normed::Bytes { y, top, grid } => {
             assert_eq!(y.len(), n * channels.next_multiple_of(QUAD) * space, "the size of the result");
-            if y.is_empty() {
-                return;
-            }
             assert!(grid.rows() > 0 && n.is_multiple_of(grid.rows()), "{} grid rows of {n} samples", grid.rows());
             let (share, top) = (n / grid.rows(), *top);
             let (coefficients, extents) =
                 scratch[..group_norm_scratch(n, channels)].split_at_mut(n * channels * COEFFICIENTS);
             let parts = (Disjoint::new(coefficients), Disjoint::new(extents));
             let measured = matches!(grid, Grid::Measured(_));
-            ctx.pool.run(n * groups, &|tile, _| {
-                let planes = tile * (channels / groups)..(tile + 1) * (channels / groups);
+            for_row_ranges(ctx, n * groups, width * space, |range, _| {
+                let planes = range.start * width..range.end * width;
                 // SAFETY: tiles are different, so the planes of their groups are.
                 let (coefficients, extents) = unsafe {
                     let coefficients = parts.0.part(planes.start * COEFFICIENTS..planes.end * COEFFICIENTS);
                     (coefficients, measured.then(|| parts.1.part(2 * planes.start..2 * planes.end)))
                 };
-                ctx.isa.dispatch(Group { job: &job, tile, result: GroupResult::Coefficients(coefficients, extents) });
+                ctx.isa.dispatch(Groups { job: &job, range, result: GroupResult::Coefficients(coefficients, extents) });
             });
             let (coefficients, _) = coefficients.as_chunks::<COEFFICIENTS>();
             match grid {
@@ -136,6 +136,25 @@ struct Job<'a> {
     scale: Option<PerChannel<'a>>,
     shift: Option<PerChannel<'a>>,
     planes: Planes<'a>,
+    /// Channels of a group.
+    width: usize,
+}
+
+impl Job<'_> {
+    /// What normalises a channel of a sample, by the mean and the inverse deviation of its group. Weight, bias, scale and
+    /// shift are one multiply-add of the centred value.
+    #[inline(always)]
+    fn coefficients(&self, sample: usize, channel: usize, [mean, scaling]: [f64; 2]) -> [f32; COEFFICIENTS] {
+        let operand = |vector: Option<&[f32]>, absent| vector.map_or(absent, |vector| f64::from(vector[channel]));
+        let modulation =
+            |values: Option<PerChannel>| values.map_or(0.0, |values| f64::from(values.at(sample, channel)));
+        let gain = 1.0 + modulation(self.scale);
+        let factor = scaling * operand(self.op.weight, 1.0) * gain;
+        let addend = operand(self.op.bias, 0.0) * gain + modulation(self.shift);
+        // Where the mean is large, its rounding would be an offset of the result: what is left of it moves the addend.
+        let rough = mean as f32;
+        [rough, factor as f32, (addend - (mean - f64::from(rough)) * factor) as f32]
+    }
 }
 
 /// The channels of samples, each of `space` adjacent elements.
@@ -154,58 +173,60 @@ impl Planes<'_> {
     }
 }
 
-/// Group `tile % groups` of sample `tile / groups`.
-struct Group<'a> {
+/// Some groups: number g is group `g % groups` of sample `g / groups`.
+struct Groups<'a> {
     job: &'a Job<'a>,
-    tile: usize,
+    range: Range<usize>,
     result: GroupResult<'a>,
 }
 
-/// What becomes of a group.
+/// What becomes of groups.
 enum GroupResult<'a> {
-    /// It is normalised into a view of these strides.
+    /// They are normalised into a view of these strides.
     Values(&'a ViewMut<'a>, [usize; 2]),
-    /// The [`COEFFICIENTS`] of its channels are kept, and if need be the [`Extent`] of what they make of each.
+    /// The [`COEFFICIENTS`] of their channels are kept, and if need be the [`Extent`] of what they make of each.
     Coefficients(&'a mut [f32], Option<&'a mut [f32]>),
 }
 
-impl Kernel for Group<'_> {
+impl Kernel for Groups<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Job { op, scale, shift, ref planes } = *self.job;
-        let (sample, width) = (self.tile / op.groups, op.channels / op.groups);
-        let first = self.tile % op.groups * width;
-        let (mean, variance) = blocked_moments(s, planes, sample, first..first + width);
-        let scaling = 1.0 / (variance + f64::from(op.eps)).sqrt();
-        // Where the mean is large, its rounding would be an offset of the result: subtract what is left of it as well.
-        let rough = mean as f32;
-        let rest = (mean - f64::from(rough)) as f32;
+        let Job { op, ref planes, width, .. } = *self.job;
+        let first_group = self.range.start;
         let mut result = self.result;
-        for own in 0..width {
-            let channel = first + own;
-            let operand = |vector: Option<&[f32]>, absent| vector.map_or(absent, |vector| f64::from(vector[channel]));
-            let modulation =
-                |values: Option<PerChannel>| values.map_or(0.0, |values| f64::from(values.at(sample, channel)));
-            // Weight, bias, scale and shift are one multiply-add of the centred value.
-            let gain = 1.0 + modulation(scale);
-            let factor = (scaling * operand(op.weight, 1.0) * gain) as f32;
-            let addend = (operand(op.bias, 0.0) * gain + modulation(shift)) as f32;
-            let coefficients = [rough, rest, factor, addend];
-            let affine = Affine::new(s, coefficients, op.act);
-            let x = planes.plane(sample, channel);
+        for group in self.range {
+            let (sample, first) = (group / op.groups, group % op.groups * width);
+            let channels = first..first + width;
+            // Where the group's channels lie in the results of the tile.
+            let own = (group - first_group) * width;
             match &mut result {
                 GroupResult::Values(y, [by_sample, by_channel]) => {
-                    let first = y.as_mut_ptr().wrapping_add(sample * *by_sample + channel * *by_channel);
-                    // SAFETY: the plane lies in the window, which is borrowed exclusively, and only this tile writes it.
-                    map_with(s, x, unsafe { std::slice::from_raw_parts_mut(first, planes.space) }, &affine);
+                    let moments = moments::<S, false>(s, planes, sample, channels.clone(), &mut []);
+                    let normalizer = moments.normalizer(op.eps);
+                    for channel in channels {
+                        let affine = Affine::new(s, self.job.coefficients(sample, channel, normalizer));
+                        let first = y.as_mut_ptr().wrapping_add(sample * *by_sample + channel * *by_channel);
+                        // SAFETY: the plane lies in the window, which is borrowed exclusively, and only this tile writes it.
+                        let y = unsafe { std::slice::from_raw_parts_mut(first, planes.space) };
+                        normalize(s, &affine, op.act, planes.plane(sample, channel), y);
+                    }
                 }
                 GroupResult::Coefficients(kept, extents) => {
-                    kept[own * COEFFICIENTS..][..COEFFICIENTS].copy_from_slice(&coefficients);
-                    if let Some(extents) = extents {
-                        let extent = affine.extent(s, x).times(op.factor(channel));
-                        extents[2 * own..][..2].copy_from_slice(&extent.pack());
+                    let moments = match extents {
+                        Some(ends) => moments::<S, true>(s, planes, sample, channels.clone(), &mut ends[2 * own..]),
+                        None => moments::<S, false>(s, planes, sample, channels.clone(), &mut []),
+                    };
+                    let normalizer = moments.normalizer(op.eps);
+                    for (at, channel) in channels.enumerate() {
+                        let coefficients = self.job.coefficients(sample, channel, normalizer);
+                        kept[(own + at) * COEFFICIENTS..][..COEFFICIENTS].copy_from_slice(&coefficients);
+                        if let Some(extents) = extents {
+                            let ends = &mut extents[2 * (own + at)..][..2];
+                            let extent = Affine::new(s, coefficients).extent(s, [ends[0], ends[1]], op.act);
+                            ends.copy_from_slice(&extent.times(op.factor(channel)).pack());
+                        }
                     }
                 }
             }
@@ -214,106 +235,67 @@ impl Kernel for Group<'_> {
 }
 
 /// Numbers that normalise a channel of a sample, see [`Affine`].
-const COEFFICIENTS: usize = 4;
+const COEFFICIENTS: usize = 3;
 
-/// `act((x - rough - rest) * factor + addend)`
+/// `(x - mean) * factor + addend`
+#[derive(Clone, Copy)]
 struct Affine<S: Simd> {
-    rough: S::F,
-    rest: S::F,
+    mean: S::F,
     factor: S::F,
     addend: S::F,
-    act: Act,
 }
 
 impl<S: Simd> Affine<S> {
     #[inline(always)]
-    fn new(s: S, [rough, rest, factor, addend]: [f32; COEFFICIENTS], act: Act) -> Self {
-        Self { rough: s.splat(rough), rest: s.splat(rest), factor: s.splat(factor), addend: s.splat(addend), act }
+    fn new(s: S, [mean, factor, addend]: [f32; COEFFICIENTS]) -> Self {
+        Self { mean: s.splat(mean), factor: s.splat(factor), addend: s.splat(addend) }
     }
 
     /// The normalised value, before the activation.
     #[inline(always)]
-    fn centred(&self, s: S, x: S::F) -> S::F {
-        s.mul_add(s.sub(s.sub(x, self.rough), self.rest), self.factor, self.addend)
+    fn apply(&self, s: S, x: S::F) -> S::F {
+        s.mul_add(s.sub(x, self.mean), self.factor, self.addend)
     }
 
-    /// What the values of a row span.
+    /// What `act` makes of the interval between the normalised values of two ends.
     #[inline(always)]
-    fn extent(&self, s: S, x: &[f32]) -> Extent {
-        if let (Act::Silu, Some(extent)) = (self.act, self.silu_extent(s, x)) {
-            return extent;
-        }
+    fn extent(&self, s: S, [first, last]: [f32; 2], act: Act) -> Extent {
+        let (v, w) = (self.apply(s, s.splat(first)), self.apply(s, s.splat(last)));
+        let (f, g) = (act.apply(s, v), act.apply(s, w));
         let zero = s.splat(0.0);
-        // Lanes past the end repeat an element, which changes no extreme.
-        let [low, high, poison] = fold(
-            s,
-            x,
-            s.splat(x.first().copied().unwrap_or(0.0)),
-            [zero; 3],
-            #[inline(always)]
-            |[low, high, poison], x| {
-                let y = self.apply(s, 0, S::LANES, x);
-                // The order of the operands lets a NaN leave the extremes alone; a product with 0 keeps it, and infinities.
-                [s.min(y, low), s.max(y, high), s.mul_add(y, zero, poison)]
-            },
-            #[inline(always)]
-            |[a, b, c], [d, e, f]| [s.min(a, d), s.max(b, e), s.add(c, f)],
-        );
-        Extent { low: s.reduce_min(low), high: s.reduce_max(high), finite: s.reduce_add(poison) == 0.0 }
-    }
-}
-
-/// Rows from this length on are worth a look at where SiLU has its extremes.
-const SILU_ROW: usize = 512;
-/// Where SiLU is smallest, and how far from there its values are too large to be the smallest of a row that has one twice as
-/// close: there the curve rises by 0.1 d², 1e-5 against 3e-6, and its values are exact to 1e-7.
-const SILU_BOTTOM: f32 = -1.278_464_6;
-const SILU_NEAR: f32 = 0.01;
-/// To the right of that neighbourhood SiLU rises by at least 1e-3: what is larger by more than this cannot have the smallest
-/// value of a row that does not reach the bottom.
-const SILU_STEP: f32 = 1e-3;
-/// Above 0 it rises at least in proportion: what is smaller by more than this part cannot have the largest value.
-const SILU_PART: f32 = 1.0 - 1.0 / 4096.0;
-
-impl<S: Simd> Affine<S> {
-    /// What the values of SiLU span, of which only those are computed that may be an extreme; `None` where that does not
-    /// tell.
-    #[inline(always)]
-    fn silu_extent(&self, s: S, x: &[f32]) -> Option<Extent> {
-        if x.len() < SILU_ROW {
-            return None;
-        }
-        let zero = s.splat(0.0);
-        let [mut low, mut high, mut poison] = [zero; 3];
-        // Beyond these, a value may be an extreme.
-        let (mut large, mut small) = (zero, s.splat(f32::INFINITY));
-        let mut reached = false;
-        for at in (0..x.len()).step_by(S::LANES) {
-            let n = S::LANES.min(x.len() - at);
-            // SAFETY: `at + n` elements are in the row; lanes past the end repeat an element.
-            let own = unsafe { s.load_or(x.as_ptr().add(at), n, s.splat(x[at])) };
-            let v = self.centred(s, own);
-            poison = s.mul_add(v, zero, poison);
-            let distance = s.abs(s.sub(v, s.splat(SILU_BOTTOM)));
-            if s.any(s.lt(distance, s.splat(SILU_NEAR))) || s.any(s.lt(large, v)) || s.any(s.lt(v, small)) {
-                let y = self.act.apply(s, v);
-                (low, high) = (s.min(y, low), s.max(y, high));
-                reached |= s.any(s.lt(distance, s.splat(SILU_NEAR / 2.0)));
-                large = s.max(s.splat(s.reduce_max(s.max(v, zero)) * SILU_PART), large);
-                small = s.min(s.splat(s.reduce_min(v) + SILU_STEP), small);
+        // A product with 0 keeps NaN and infinities.
+        let finite = s.reduce_add(s.mul_add(f, zero, s.mul(g, zero))) == 0.0;
+        let (low, high) = (s.reduce_min(s.min(s.min(f, g), zero)), s.reduce_max(s.max(s.max(f, g), zero)));
+        match bottom(act) {
+            Some((at, value)) if s.reduce_min(s.min(v, w)) <= at && at <= s.reduce_max(s.max(v, w)) => {
+                Extent { low: low.min(value), high, finite }
             }
+            _ => Extent { low, high, finite },
         }
-        let finite = s.reduce_add(poison) == 0.0;
-        let rises = s.reduce_min(small) - SILU_STEP > SILU_BOTTOM;
-        (reached || rises).then(|| Extent { low: s.reduce_min(low), high: s.reduce_max(high), finite })
     }
 }
 
-impl<S: Simd> MapVector<S> for Affine<S> {
-    #[inline(always)]
-    fn apply(&self, s: S, _: usize, _: usize, x: S::F) -> S::F {
-        self.act.apply(s, self.centred(s, x))
+/// Where an activation that first falls and then rises is smallest, and its value there; the others only rise.
+fn bottom(act: Act) -> Option<(f32, f32)> {
+    match act {
+        Act::Silu => Some((-1.278_464_6, -0.278_464_54)),
+        Act::QuickGelu => Some((-0.751_154_26, -0.163_610_19)),
+        Act::GeluErf => Some((-0.751_791_5, -0.169_971_21)),
+        Act::GeluTanh => Some((-0.752_461_4, -0.170_040_75)),
+        Act::None | Act::Relu | Act::Tanh | Act::Sigmoid => None,
     }
+}
+
+/// Normalises a plane.
+#[inline(always)]
+fn normalize<S: Simd>(s: S, affine: &Affine<S>, act: Act, x: &[f32], y: &mut [f32]) {
+    map(
+        s,
+        x,
+        y,
+        #[inline(always)]
+        |_, _, x| act.apply(s, affine.apply(s, x)),
+    );
 }
 
 /// Normalises with known coefficients, quantizes, and brings four channels side by side.
@@ -324,81 +306,232 @@ fn write_quads(
     y: &mut [u8],
     known: &(dyn Fn(usize) -> Quantizer + Sync),
 ) {
-    let (channels, space) = (job.op.channels, job.planes.space);
-    let (quads, pieces) = (channels.div_ceil(QUAD), space.div_ceil(TILE_PIXELS));
-    let n = y.len() / (QUAD * quads * space);
+    let space = job.planes.space;
+    let (quads, pieces) = (job.op.channels.div_ceil(QUAD), space.div_ceil(PIECE));
+    let count = y.len() / (QUAD * space) * pieces;
     let y = Disjoint::new(y);
-    ctx.pool.run(n * quads * pieces, &|tile, _| {
-        let (quad, first) = (tile / pieces, tile % pieces * TILE_PIXELS);
-        let last = (first + TILE_PIXELS).min(space);
-        // SAFETY: tiles are different, so their quads or pixels are.
-        let y = unsafe { y.part(QUAD * (quad * space + first)..QUAD * (quad * space + last)) };
-        let (sample, channel) = (quad / quads, quad % quads * QUAD);
-        let own = sample * channels + channel..sample * channels + channels.min(channel + QUAD);
-        let coefficients = &coefficients[own];
-        ctx.isa.dispatch(WriteQuad { job, coefficients, sample, channel, first, quantizer: known(sample), y });
+    for_row_ranges(ctx, count, QUAD * space.min(PIECE), |range, _| {
+        ctx.isa.dispatch(WriteQuads { job, coefficients, quads, pieces, range, known, y: &y });
     });
 }
 
-/// The pixels from `first` on of up to four channels of a sample: [pixels, 4].
-struct WriteQuad<'a> {
+/// Some pieces of quads: number p is piece `p % pieces` of quad `p / pieces`.
+struct WriteQuads<'a> {
     job: &'a Job<'a>,
-    /// Of the channels.
+    /// Of all channels of all samples.
     coefficients: &'a [[f32; COEFFICIENTS]],
-    sample: usize,
-    channel: usize,
-    first: usize,
-    quantizer: Quantizer,
-    y: &'a mut [u8],
+    /// Quads of a sample.
+    quads: usize,
+    /// Pieces of a quad.
+    pieces: usize,
+    range: Range<usize>,
+    /// The quantizer of a sample.
+    known: &'a (dyn Fn(usize) -> Quantizer + Sync),
+    y: &'a Disjoint<'a, u8>,
 }
 
-impl Kernel for WriteQuad<'_> {
+impl Kernel for WriteQuads<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let quantize = self.quantizer.vectors(s);
-        let pixels = self.y.len() / QUAD;
-        let act = self.job.op.act;
-        let count = self.coefficients.len();
-        let channel: [_; QUAD] = std::array::from_fn(
-            #[inline(always)]
-            |i| {
-                let i = i.min(count - 1);
-                let plane = &self.job.planes.plane(self.sample, self.channel + i)[self.first..][..pixels];
-                let factor = s.splat(self.job.op.factor(self.channel + i));
-                (plane.as_ptr(), Affine::new(s, self.coefficients[i], act), factor)
-            },
-        );
-        for at in (0..pixels).step_by(S::LANES) {
-            let n = S::LANES.min(pixels - at);
-            let mut quads = s.splat_i(0);
-            for (i, (plane, affine, factor)) in channel[..count].iter().enumerate() {
-                // SAFETY: the plane has `pixels >= at + n` elements.
-                let x = unsafe { s.load_first(plane.add(at), n) };
-                let byte = quantize.bytes(s, s.mul(affine.apply(s, at, n, x), *factor));
-                quads = s.or(quads, s.shl(byte, 8 * i as u32));
-            }
-            // SAFETY: `QUAD * (at + n)` bytes are in y; a float's lane moves its four bytes as they are.
-            unsafe { s.store_first(self.y.as_mut_ptr().add(QUAD * at).cast(), s.from_bits(quads), n) };
+        match self.job.op.act {
+            // Bytes do not show the difference.
+            Act::Silu => self.write(
+                s,
+                #[inline(always)]
+                |v| silu_coarse(s, v),
+            ),
+            act => self.write(
+                s,
+                #[inline(always)]
+                |v| act.apply(s, v),
+            ),
         }
     }
 }
 
-/// Mean and biased variance of some channels, block by block, merged by the update of Chan, Golub and LeVeque (1979).
-#[inline(always)]
-fn blocked_moments<S: Simd>(s: S, planes: &Planes, sample: usize, channels: std::ops::Range<usize>) -> (f64, f64) {
-    let (mut count, mut mean, mut squares) = (0.0, 0.0, 0.0);
-    for channel in channels {
-        for block in planes.plane(sample, channel).chunks(BLOCK) {
-            let (rough, correction, variance) = moments(s, block);
-            let own = block.len() as f64;
-            let delta = f64::from(rough) + f64::from(correction) - mean;
-            let total = count + own;
-            squares += f64::from(variance) * own + delta * delta * count * own / total;
-            mean += delta * own / total;
-            count = total;
+impl WriteQuads<'_> {
+    #[inline(always)]
+    fn write<S: Simd>(&self, s: S, act: impl Fn(S::F) -> S::F) {
+        let GroupNorm { channels, .. } = *self.job.op;
+        let space = self.job.planes.space;
+        for piece in self.range.clone() {
+            let (quad, first) = (piece / self.pieces, piece % self.pieces * PIECE);
+            let (sample, channel) = (quad / self.quads, quad % self.quads * QUAD);
+            let last = (first + PIECE).min(space);
+            // SAFETY: pieces are different, so their quads or pixels are.
+            let y = unsafe { self.y.part(QUAD * (quad * space + first)..QUAD * (quad * space + last)) };
+            let quantize = (self.known)(sample).vectors(s);
+            // Channel by channel, so that the constants stay in registers; y stays in the cache.
+            for (place, channel) in (channel..channels.min(channel + QUAD)).enumerate() {
+                let bytes = ChannelBytes {
+                    x: &self.job.planes.plane(sample, channel)[first..last],
+                    affine: Affine::new(s, self.coefficients[sample * channels + channel]),
+                    factor: s.splat(self.job.op.factor(channel)),
+                    quantize,
+                    shift: 8 * place as u32,
+                };
+                match place {
+                    0 => bytes.write::<true>(s, y, &act),
+                    _ => bytes.write::<false>(s, y, &act),
+                }
+            }
         }
     }
-    (mean, squares / count)
+}
+
+/// What makes the bytes of a channel.
+struct ChannelBytes<'a, S: Simd> {
+    x: &'a [f32],
+    affine: Affine<S>,
+    factor: S::F,
+    quantize: QuantizeVector<S>,
+    /// Where its byte lies in the four of a pixel.
+    shift: u32,
+}
+
+impl<S: Simd> ChannelBytes<'_, S> {
+    /// Writes them to `y` \[pixels, 4\]: the first channel of a quad clears the bytes of the others, which add theirs.
+    #[inline(always)]
+    fn write<const FIRST: bool>(&self, s: S, y: &mut [u8], act: &impl Fn(S::F) -> S::F) {
+        assert_eq!(y.len(), QUAD * self.x.len());
+        let y = y.as_mut_ptr();
+        for_vectors(
+            s,
+            self.x,
+            #[inline(always)]
+            |at, n, x| {
+                let v = s.mul(act(self.affine.apply(s, x)), self.factor);
+                let bytes = s.shl(self.quantize.bytes(s, v), self.shift);
+                // SAFETY: `at + n` pixels are in y; a float's lane moves four bytes as they are.
+                unsafe {
+                    let to = y.add(QUAD * at).cast();
+                    let bytes = if FIRST { bytes } else { s.or(bytes, s.bits(s.load_first(to, n))) };
+                    s.store_first(to, s.from_bits(bytes), n);
+                }
+            },
+        );
+    }
+}
+
+/// Elements whose sums are taken in float32; the blocks are merged in float64.
+const BLOCK: usize = 2048;
+
+/// The number of some values, their mean, and the sum of the squares of their deviations from it.
+struct Moments {
+    count: f64,
+    mean: f64,
+    squares: f64,
+}
+
+impl Moments {
+    /// The mean, and the inverse of the deviation.
+    #[inline(always)]
+    fn normalizer(&self, eps: f32) -> [f64; 2] {
+        [self.mean, 1.0 / (self.squares.max(0.0) / self.count + f64::from(eps)).sqrt()]
+    }
+
+    /// The moments of the values of both: the update of Chan, Golub and LeVeque (1979).
+    #[inline(always)]
+    fn merge(&mut self, other: Moments) {
+        let (delta, count) = (other.mean - self.mean, self.count + other.count);
+        self.squares += other.squares + delta * delta * self.count * other.count / count;
+        self.mean += delta * other.count / count;
+        self.count = count;
+    }
+}
+
+/// The moments of some channels of a sample, in one pass; with `ENDS`, the least and the largest element of each become
+/// `ends` \[channels, 2\].
+///
+/// Squares are taken of deviations from a shift: for the first block its mean, then the mean of all blocks before. Where
+/// that is far from a block's own mean, rounding harms the block's squares, but the distance itself makes the variance of all
+/// as much larger: the relative error of the variance stays a few units of float32.
+#[inline(always)]
+fn moments<S: Simd, const ENDS: bool>(
+    s: S,
+    planes: &Planes,
+    sample: usize,
+    channels: Range<usize>,
+    ends: &mut [f32],
+) -> Moments {
+    let mut all = Moments { count: 0.0, mean: 0.0, squares: 0.0 };
+    if ENDS {
+        ends[..2 * channels.len()].as_chunks_mut().0.fill([f32::INFINITY, f32::NEG_INFINITY]);
+    }
+    // A block is some whole channels, or a piece of one.
+    let per_block = (BLOCK / planes.space).max(1);
+    for first in channels.clone().step_by(per_block) {
+        let last = (first + per_block).min(channels.end);
+        for pixel in (0..planes.space).step_by(BLOCK) {
+            let pixels = pixel..(pixel + BLOCK).min(planes.space);
+            let row = |channel: usize| &planes.plane(sample, channel)[pixels.clone()];
+            let count = ((last - first) * pixels.len()) as f64;
+            let shift = if all.count == 0.0 {
+                let mut total = 0.0;
+                for channel in first..last {
+                    total += f64::from(sum(
+                        s,
+                        row(channel),
+                        s.splat(0.0),
+                        #[inline(always)]
+                        |x| x,
+                    ));
+                }
+                (total / count) as f32
+            } else {
+                all.mean as f32
+            };
+            let centre = s.splat(shift);
+            let [mut deviations, mut squares] = [s.splat(0.0); 2];
+            for channel in first..last {
+                let [d, q, low, high] = deviate::<S, ENDS>(s, row(channel), centre);
+                (deviations, squares) = (s.add(deviations, d), s.add(squares, q));
+                if ENDS {
+                    let ends = &mut ends[2 * (channel - channels.start)..][..2];
+                    ends[0] = ends[0].min(s.reduce_min(low));
+                    ends[1] = ends[1].max(s.reduce_max(high));
+                }
+            }
+            let rest = f64::from(s.reduce_add(deviations)) / count;
+            let squares = f64::from(s.reduce_add(squares)) - rest * rest * count;
+            all.merge(Moments { count, mean: f64::from(shift) + rest, squares });
+        }
+    }
+    all
+}
+
+/// Vectors whose lanes together are the sums of a row's deviations from `centre` and of their squares, and with `ENDS` its
+/// least and its largest element; a NaN is in the sums only.
+#[inline(always)]
+fn deviate<S: Simd, const ENDS: bool>(s: S, row: &[f32], centre: S::F) -> [S::F; 4] {
+    let zero = s.splat(0.0);
+    let (whole, rest) = row.split_at(row.len() - row.len() % S::LANES);
+    let all = fold(
+        s,
+        whole,
+        zero,
+        [zero, zero, s.splat(f32::INFINITY), s.splat(f32::NEG_INFINITY)],
+        #[inline(always)]
+        |all, x| add_deviation::<S, ENDS>(s, all, s.sub(x, centre), x),
+        #[inline(always)]
+        |[a, b, c, d], [e, f, g, h]| [s.add(a, e), s.add(b, f), s.min(c, g), s.max(d, h)],
+    );
+    if rest.is_empty() {
+        return all;
+    }
+    // SAFETY: only the elements of `rest` are read. Lanes past the end do not deviate, and repeat an element.
+    let (d, x) = unsafe {
+        let d = s.sub(s.load_or(rest.as_ptr(), rest.len(), centre), centre);
+        (d, s.load_or(rest.as_ptr(), rest.len(), s.splat(rest[0])))
+    };
+    add_deviation::<S, ENDS>(s, all, d, x)
+}
+
+/// A step of [`deviate`]: values `x` that deviate by `d`.
+#[inline(always)]
+fn add_deviation<S: Simd, const ENDS: bool>(s: S, [sum, squares, low, high]: [S::F; 4], d: S::F, x: S::F) -> [S::F; 4] {
+    let (sum, squares) = (s.add(sum, d), s.mul_add(d, d, squares));
+    if ENDS { [sum, squares, s.min(x, low), s.max(x, high)] } else { [sum, squares, low, high] }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Numbers, isas};
 use scoregraph_kernels::attention::{Attention, Format, attention, attention_scratch};
 use scoregraph_kernels::format::{Grid, Rows};
+use scoregraph_kernels::group_norm::{GroupNorm, Normed, group_norm, group_norm_scratch};
 use scoregraph_kernels::linear::{Input, Linear, Output, Weights, linear};
 use scoregraph_kernels::matmul::{matmul, matmul_scratch};
 use scoregraph_kernels::norm::{Affine, layer_norm, rms_norm};
@@ -101,6 +102,30 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
         Box::new(move |ctx, _| {
             let x = View::dense(x, &[1, SIDE, SIDE]).unwrap();
             quantize_image(ctx, &x, Some(&w[..SIDE]), &mut bytes, 127, &mut Grid::Measured(&mut grid), &mut scratch);
+        }),
+    ));
+    let (mut bytes, mut grid) = (vec![0u8; SIDE * SIDE], vec![0.0; 2]);
+    let mut scratch = vec![0.0; group_norm_scratch(1, SIDE)];
+    kernels.push((
+        "group_norm to f32 and u8".into(),
+        Box::new(move |ctx, y| {
+            let x = View::dense(x, &[1, SIDE, SIDE]).unwrap();
+            let bias = Some(&w[..SIDE]);
+            let op = GroupNorm {
+                channels: SIDE,
+                groups: 32,
+                eps: 1e-5,
+                weight: bias,
+                bias,
+                scale: None,
+                shift: None,
+                act: Act::Silu,
+                smooth: None,
+            };
+            let y = ViewMut::dense(y, &[1, SIDE, SIDE]).unwrap();
+            group_norm(ctx, &op, &x, &mut Normed::F32(y), &mut []);
+            let mut y = Normed::Bytes { y: &mut bytes, top: 255, grid: Grid::Measured(&mut grid) };
+            group_norm(ctx, &op, &x, &mut y, &mut scratch);
         }),
     ));
     kernels.push(("softmax".into(), Box::new(|ctx, y| softmax(ctx, SIDE, x, y))));

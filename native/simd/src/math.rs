@@ -106,6 +106,22 @@ pub fn exp2_coarse<S: Simd>(s: S, top: f32, a: S::F, b: S::F) -> [S::F; 2] {
     [p, power]
 }
 
+/// `x sigmoid(x)`, as at -80 below that; relative error 4e-6 above -17, 8e-6 below, which bytes do not show. A third cheaper
+/// than [`silu`].
+#[inline(always)]
+pub fn silu_coarse<S: Simd>(s: S, x: S::F) -> S::F {
+    // Above 80 the result is x; the order of the operands keeps NaN.
+    let x = s.max(s.splat(-80.0), x);
+    let within = s.min(s.splat(80.0), x);
+    // e^-x: floats around 1.5 * 2^23 are whole numbers; 127 more leave the biased exponent in the lowest bits.
+    let round = s.splat(1.5 * (1u32 << 23) as f32 + 127.0);
+    let rounded = s.neg_mul_add(within, s.splat(LOG2_E), round);
+    let power = s.from_bits(s.shl(s.bits(rounded), 23));
+    let r = s.mul_add(s.sub(rounded, round), s.splat(std::f32::consts::LN_2), within);
+    let p = polynomial(s, r, [0.999_999_3, -0.999_963_34, 0.500_043_7, -0.167_910_3, 0.041_458_4]);
+    s.div(x, s.mul_add(p, power, s.splat(1.0)))
+}
+
 /// `ln x`; relative error 2e-7, correct for subnormals; -inf at 0, NaN below.
 #[inline(always)]
 pub fn log<S: Simd>(s: S, x: S::F) -> S::F {

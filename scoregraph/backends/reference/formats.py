@@ -31,7 +31,9 @@ def dynamic_grid(groups: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return torch.stack([scale, zero], dim=1), inv
 
 
-def quantized(x: Tensor, top: int, rows: int, grid: Tensor | None) -> tuple[Tensor, Tensor]:
+def quantized(
+    x: Tensor, top: int, rows: int, grid: Tensor | None, spanned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """x on its grid.
 
     Args:
@@ -39,13 +41,14 @@ def quantized(x: Tensor, top: int, rows: int, grid: Tensor | None) -> tuple[Tens
         top: A, the largest number.
         rows: R, the grid's rows.
         grid: static, [R, 2]; None measures it.
+        spanned: what it is measured on, split like x, which is the default.
 
     Returns:
         Whole numbers 0 … A in the shape of x, uint8, and the grid float32 [R, 2].
     """
     groups = x.to(torch.float32).reshape(rows, -1)
     if grid is None:
-        grid, inv = dynamic_grid(groups, top)
+        grid, inv = dynamic_grid(groups if spanned is None else spanned.to(torch.float32).reshape(rows, -1), top)
     else:
         grid = grid.to(torch.float32)
         inv = torch.where(grid[:, 0] == 0.0, 0.0, 1.0 / grid[:, 0])
@@ -64,10 +67,16 @@ def from_quads(stored: Tensor, channels: int) -> Tensor:
     return stored.movedim(-1, 2).flatten(1, 2)[:, :channels]
 
 
-def encode(y: Tensor, ins: Roles, frame: Frame) -> Tensor | dict[str, Tensor]:
+def encode(y: Tensor, ins: Roles, frame: Frame, spanned: Tensor | None = None) -> Tensor | dict[str, Tensor]:
     """A result in the format of the buffer it goes to: as it is, bf16, or quantized, with the grid if it is dynamic.
 
     The operand ``smooth`` [C] multiplies the channels of an image, or the columns of rows, before they are quantized.
+
+    Args:
+        y: the result.
+        ins: operands, of which ``smooth`` and ``ygrid`` matter here.
+        frame: where it goes.
+        spanned: [n, C, …], what a dynamic grid of an image y covers instead of y itself.
     """
     dtype = frame.dtypes.get("y", "f32")
     assert dtype in TOP or "smooth" not in ins, f"{frame.site}: y is {dtype}; smooth belongs to a quantized result"
@@ -78,14 +87,20 @@ def encode(y: Tensor, ins: Roles, frame: Frame) -> Tensor | dict[str, Tensor]:
     static = ins.get("ygrid")
     rows = frame.shape("ygrid")[0] if static is None else static.shape[0]
     is_image = y.dim() == 4 and len(frame.shape("y")) == 5
-    y = y.to(torch.float32)
-    if "smooth" in ins:
-        smooth = ins["smooth"].to(torch.float32)
-        y = y * (smooth[:, None, None] if is_image else smooth)
-    q, grid = quantized(y, TOP[dtype], rows, static)
+    spanned = None if spanned is None else _smoothed(spanned, ins, is_image)
+    q, grid = quantized(_smoothed(y, ins, is_image), TOP[dtype], rows, static, spanned)
     if is_image:
         q = quads(q)
     return {"y": q} if static is not None else {"y": q, "ygrid": grid}
+
+
+def _smoothed(y: Tensor, ins: Roles, is_image: bool) -> Tensor:
+    """y float32, times the factors of its channels: the second dimension of an image, the last one of rows."""
+    y = y.to(torch.float32)
+    if "smooth" not in ins:
+        return y
+    smooth = ins["smooth"].to(torch.float32)
+    return y * (smooth.reshape(-1, *[1] * (y.dim() - 2)) if is_image else smooth)
 
 
 def quantize(ins: Roles, attrs: object, frame: Frame) -> Tensor | dict[str, Tensor]:

@@ -16,6 +16,9 @@ from scoregraph.backends.reference.elementwise import activate
 from scoregraph.backends.reference.frame import Attrs, Frame, Roles
 from scoregraph.errors import IndexOutOfRange
 
+LOWEST = {"silu": -1.2784645428, "quick_gelu": -0.7511542555, "gelu_erf": -0.7517915247, "gelu_tanh": -0.7524614221}
+"""Where activations that first fall and then rise are smallest; the others only rise."""
+
 
 def _rows(per_group: Tensor, m: int) -> Tensor:
     """[G, D] spread over M rows: row m uses row ``m / (M/G)``."""
@@ -121,7 +124,15 @@ def group_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor | dict[str, Ten
         y = y * (1.0 + ins["scale"][:, :, None])
     if "shift" in ins:
         y = y + ins["shift"][:, :, None]
-    return formats.encode(activate(y.reshape(x.shape), attrs), ins, frame)
+    spanned = activated_interval(y, attrs) if frame.dtypes.get("y") in formats.TOP else None
+    return formats.encode(activate(y.reshape(x.shape), attrs), ins, frame, spanned)
+
+
+def activated_interval(v: Tensor, attrs: Attrs) -> Tensor:
+    """What act makes of the interval between the least and the largest of v's last dimension: its extremes, [.., 3]."""
+    ends = torch.stack([v.amin(dim=-1), v.amax(dim=-1)], dim=-1)
+    lowest = torch.full_like(ends[..., :1], LOWEST.get(attrs.get("act", "none"), 0.0))
+    return activate(torch.cat([ends, lowest.clamp(ends[..., :1], ends[..., 1:])], dim=-1), attrs)
 
 
 def layer_norm(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor | dict[str, Tensor]:

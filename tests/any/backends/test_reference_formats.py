@@ -247,9 +247,41 @@ def test_norms_write_what_quantize_would_make_of_them():
         stored = shape or (2, 2, 3, 3, 4)
         for factors in ({}, {"smooth": smooth}):
             expected = run("quantize", {"x": plain, **factors}, {}, stored, "u7", grid_rows=rows)
+            if op == "group_norm":  # its grid is measured otherwise, which the next test checks
+                ygrid = run(op, {**ins, **factors}, attrs, stored, "u7", grid_rows=rows)["ygrid"]
+                given = run("quantize", {"x": plain, **factors, "ygrid": ygrid}, {}, stored, "u7")
+                expected = {"y": given["y"], "ygrid": ygrid}
             made = run(op, {**ins, **factors}, attrs, stored, "u7", grid_rows=rows)
             assert torch.equal(made["y"], expected["y"])
             assert torch.equal(made["ygrid"], expected["ygrid"])
+
+
+ACTS = {
+    "none": lambda v: v,
+    "relu": functional.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+    "quick_gelu": lambda v: v * torch.sigmoid(1.702 * v),
+    "gelu_erf": functional.gelu,
+    "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.0), (0.05, 0.4), (0.05, -3.0), (0.2, -1.2), (0.01, -1.27846)])
+def test_a_group_norm_measures_the_image_of_an_interval(act, gain, offset):
+    """Against many points between the least and the largest normalised value of each channel."""
+    x, smooth = randn(2, 8, 3, 3), randn(8)
+    affine = {"weight": torch.full((8,), gain).double(), "bias": torch.full((8,), offset).double()}
+    attrs = {"groups": 2, "eps": 1e-5, "act": act}
+    v = run("group_norm", {"x": x, **affine}, {**attrs, "act": "none"}, tuple(x.shape))["y"].flatten(2)
+    low, high = v.amin(-1, keepdim=True), v.amax(-1, keepdim=True)
+    image = ACTS[act](low + (high - low) * torch.linspace(0, 1, 20_001, dtype=torch.float64)) * smooth[:, None]
+    lo, hi = image.amin((1, 2)).clamp(max=0.0), image.amax((1, 2)).clamp(min=0.0)
+    made = run("group_norm", {"x": x, **affine, "smooth": smooth}, attrs, (2, 2, 3, 3, 4), "u8", grid_rows=2)["ygrid"]
+    torch.testing.assert_close(made[:, 0].double(), (hi - lo) / 255, rtol=1e-6, atol=0)
+    assert ((made[:, 1] - (255 * -lo / (hi - lo)).nan_to_num(0.0)).abs() <= 0.501).all()
 
 
 def test_modulated_rms_norm_is_the_formula():

@@ -154,7 +154,8 @@ pub fn act64(act: Act, x: f64) -> f64 {
         Act::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         Act::Tanh => x.tanh(),
         Act::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
-        Act::GeluTanh | Act::GeluErf => unreachable!("the references have no {act:?}"),
+        Act::GeluTanh => x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
+        Act::GeluErf => unreachable!("the references have no {act:?}"),
     }
 }
 
