@@ -305,11 +305,13 @@ impl Part {
 fn for_parts(ctx: &Context, (m, n): (usize, usize), f: impl Fn(Part) + Sync) {
     let tile_rows = gemm::even_share(m, TILE_ROWS);
     let (down, panels) = (m.div_ceil(tile_rows), n.div_ceil(PANEL));
-    let across = parts_across(panels, down, ctx.pool.threads());
+    // In pairs of panels, of which tiles of registers take two.
+    let pairs = panels.div_ceil(2);
+    let across = parts_across(panels, down, ctx.pool.threads()).min(pairs);
     // Parts that share weights follow each other.
     ctx.pool.run(down * across, &|tile, _| {
         let (row, part) = (tile % down * tile_rows, tile / down);
-        let (col, end) = (part * panels / across * PANEL, (part + 1) * panels / across * PANEL);
+        let (col, end) = (part * pairs / across * 2 * PANEL, (part + 1) * pairs / across * 2 * PANEL);
         f(Part { row, col, rows: tile_rows.min(m - row), cols: end.min(n) - col });
     });
 }
@@ -318,7 +320,7 @@ fn for_parts(ctx: &Context, (m, n): (usize, usize), f: impl Fn(Part) + Sync) {
 /// with more parts than the others.
 fn parts_across(panels: usize, down: usize, threads: usize) -> usize {
     let least = panels.div_ceil(TILE_PANELS);
-    (least..least + threads).find(|across| (across * down).is_multiple_of(threads)).map_or(least, |n| n.min(panels))
+    (least..least + threads).find(|across| (across * down).is_multiple_of(threads)).unwrap_or(least)
 }
 
 /// The rows of a window whose elements are adjacent in each.
