@@ -1,45 +1,94 @@
-//! Best-of-N speed, on one thread, of convolution and group norm at the shapes of a 128 x 128 U-Net:
-//! `cargo run --release --example conv_speed [instruction sets …]`.
+//! Best-of-N speed, on one thread, of convolution and group norm at the shapes of U-Nets, of 128 x 128 pixels and of Stable
+//! Diffusion's widths, and what part that is of the multiply-adds that never leave registers:
+//! `cargo run --release --example conv_speed [instruction sets, f32, bytes, norm, cases such as 64,32,128,3,1,1 …]`.
 
-use std::time::Instant;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue, QUAD, Quantized};
 use scoregraph_kernels::format::Grid;
 use scoregraph_kernels::group_norm::{GroupNorm, Normed, group_norm, group_norm_scratch};
 use scoregraph_kernels::{Context, View, ViewMut};
-use scoregraph_simd::{Act, Isa, Serial};
+use scoregraph_simd::{Act, Isa, Kernel, Serial, Simd};
 
 /// Input channels, output channels, side, kernel, stride, padding.
-const CASES: [[usize; 6]; 13] = [
+const CASES: [[usize; 6]; 22] = [
     [32, 32, 128, 3, 1, 1],
     [64, 32, 128, 3, 1, 1],
+    [32, 32, 64, 3, 1, 1],
     [64, 64, 64, 3, 1, 1],
-    [256, 256, 32, 3, 1, 1],
-    [96, 96, 32, 3, 1, 1],
+    [64, 64, 32, 3, 1, 1],
+    [96, 96, 16, 3, 1, 1],
     [128, 128, 16, 3, 1, 1],
     [128, 128, 8, 3, 1, 1],
-    [64, 64, 64, 1, 1, 0],
+    [64, 32, 128, 1, 1, 0],
+    [64, 192, 32, 1, 1, 0],
     [128, 384, 16, 1, 1, 0],
-    [64, 64, 64, 3, 2, 1],
+    [320, 320, 32, 3, 1, 1],
+    [960, 320, 32, 3, 1, 1],
+    [640, 640, 16, 3, 1, 1],
+    [1280, 1280, 8, 3, 1, 1],
+    [320, 320, 32, 3, 2, 1],
+    [320, 320, 32, 1, 1, 0],
+    [640, 640, 16, 1, 1, 0],
     [1, 32, 128, 3, 1, 1],
     [32, 1, 128, 3, 1, 1],
     [3, 384, 256, 16, 16, 0],
+    [48, 48, 20, 3, 1, 1],
 ];
 
 /// Weights of a type that allows chains of this length, where there is no VNNI.
 const CHAIN: usize = 2;
 
+/// Multiply-adds of twelve chains that never leave their registers.
+struct Peak(usize);
+
+impl Kernel for Peak {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut chains = [s.splat(1.0); 12];
+        let (x, y) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
+        for _ in 0..self.0 {
+            for chain in &mut chains {
+                *chain = s.mul_add(*chain, x, y);
+            }
+        }
+        chains.into_iter().fold(0.0, |sum, chain| sum + s.reduce_add(chain))
+    }
+}
+
+/// Operations a second in float32 that the registers of `isa` reach at this moment: the clock moves.
+fn peak(isa: Isa) -> f64 {
+    const STEPS: usize = 10_000;
+    let start = Instant::now();
+    black_box(isa.dispatch(Peak(STEPS)));
+    (STEPS * 12 * 2 * isa.lanes()) as f64 / start.elapsed().as_secs_f64()
+}
+
+/// A case by its six numbers.
+fn case(word: &str) -> Option<[usize; 6]> {
+    let numbers: Vec<usize> = word.split(',').map_while(|number| number.parse().ok()).collect();
+    numbers.try_into().ok()
+}
+
 fn main() {
-    let chosen: Vec<Isa> = std::env::args().skip(1).map(|name| name.parse().expect("an instruction set")).collect();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let chosen: Vec<Isa> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let cases: Vec<[usize; 6]> = words.iter().filter_map(|word| case(word)).collect();
+    let whats: Vec<&String> =
+        words.iter().filter(|word| word.parse::<Isa>().is_err() && case(word).is_none()).collect();
+    let wants = |what: &str| whats.is_empty() || whats.iter().any(|word| *word == what);
     let isas = || {
         let all = Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.supported());
         all.filter(|isa| chosen.is_empty() || chosen.contains(isa))
     };
     println!(
-        "{:>4} {:>4} {:>4} {:>7} {:>6} {:>10} {:>8} {:>8}",
-        "I", "O", "side", "kernel", "cells", "isa", "GOP/s", "ms"
+        "{:>4} {:>4} {:>4} {:>7} {:>6} {:>10} {:>8} {:>8} {:>12}",
+        "I", "O", "side", "kernel", "cells", "isa", "GOP/s", "ms", "% of f32"
     );
-    for [channels, filters, side, kernel, stride, padding] in CASES {
+    for [channels, filters, side, kernel, stride, padding] in if cases.is_empty() { CASES.to_vec() } else { cases } {
         let shape = Conv2dShape {
             channels,
             filters,
@@ -51,19 +100,24 @@ fn main() {
         };
         let [rows, columns] = shape.output().expect("the kernel fits");
         let operations = 2.0 * (filters * channels * kernel * kernel * rows * columns) as f64;
-        for cells in [Cells::Floats, Cells::Bytes] {
+        for (cells, name) in
+            [(Cells::Floats, "f32"), (Cells::Bytes, "bytes")].into_iter().filter(|(_, name)| wants(name))
+        {
             for isa in isas().filter(|isa| cells == Cells::Bytes || Isa::FLOAT.contains(isa)) {
-                let seconds = time_conv(shape, cells, isa, (2e9 / operations) as usize);
+                let (seconds, share) = time_conv(shape, cells, isa, operations);
                 println!(
-                    "{channels:>4} {filters:>4} {side:>4} {:>7} {:>6} {:>10} {:>8.1} {:>8.3}",
+                    "{channels:>4} {filters:>4} {side:>4} {:>7} {name:>6} {:>10} {:>8.1} {:>8.3} {:>12.0}",
                     format!("{kernel}/{stride}"),
-                    if cells == Cells::Bytes { "bytes" } else { "f32" },
                     isa.name(),
                     operations / seconds / 1e9,
-                    seconds * 1e3
+                    seconds * 1e3,
+                    100.0 * share
                 );
             }
         }
+    }
+    if !wants("norm") {
+        return;
     }
     for (channels, side) in [(32, 128), (64, 64), (128, 16)] {
         for isa in isas().filter(|isa| Isa::FLOAT.contains(isa)) {
@@ -92,18 +146,27 @@ fn ramp(size: usize) -> Vec<f32> {
     (0..size).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect()
 }
 
-/// The best time of some calls, in seconds.
-fn best(calls: usize, mut call: impl FnMut()) -> f64 {
-    let times = (0..calls.clamp(10, 200)).map(|_| {
-        let start = Instant::now();
-        call();
-        start.elapsed().as_secs_f64()
-    });
-    times.fold(f64::INFINITY, f64::min)
+/// The best of some times, in seconds.
+fn best(calls: usize, mut time: impl FnMut() -> Duration) -> f64 {
+    (0..calls.clamp(20, 300)).map(|_| time().as_secs_f64()).fold(f64::INFINITY, f64::min)
 }
 
-/// The best time of a convolution with bias and residual.
-fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, calls: usize) -> f64 {
+/// The best time of a convolution with bias and residual, in seconds, and its usual part of what registers reach at the time.
+fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, operations: f64) -> (f64, f64) {
+    let mut shares = Vec::new();
+    let calls = (4e9 / operations) as usize;
+    let mut measured = |call: &mut dyn FnMut()| {
+        let seconds = best(calls, || {
+            let peak = peak(isa);
+            let start = Instant::now();
+            call();
+            shares.push(operations / start.elapsed().as_secs_f64() / peak);
+            start.elapsed()
+        });
+        // Calls that were interrupted are below the upper third, peaks that were are above it.
+        shares.sort_by(f64::total_cmp);
+        (seconds, shares[shares.len() * 2 / 3])
+    };
     let conv = Conv2d::new(shape, cells, isa, 1).expect("the kernel fits");
     let Conv2dShape { channels, filters, input: [height, width], kernel: [kh, kw], .. } = shape;
     let [rows, columns] = shape.output().expect("the kernel fits");
@@ -120,7 +183,7 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, calls: usize) -> f64 {
             let x = ramp(channels * height * width);
             let x = View::dense(&x, &[1, channels, height, width]).unwrap();
             let w = shape.pack_weight(&ramp(filters * channels * kh * kw));
-            best(calls, || conv.run(&Serial, &w, &x, &epilogue, &mut y, scratch))
+            measured(&mut || conv.run(&Serial, &w, &x, &epilogue, &mut y, scratch))
         }
         Cells::Bytes => {
             let quads = channels.div_ceil(QUAD);
@@ -136,7 +199,7 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, calls: usize) -> f64 {
                 top: 127,
                 chain: CHAIN,
             };
-            best(2 * calls, || conv.run_quantized(&Serial, &op, &x, &epilogue, &mut y, scratch))
+            measured(&mut || conv.run_quantized(&Serial, &op, &x, &epilogue, &mut y, scratch))
         }
     }
 }
@@ -160,10 +223,12 @@ fn time_norm(channels: usize, space: usize, quantized: bool, isa: Isa) -> f64 {
     let (mut floats, mut bytes) = (vec![0.0; channels * space], vec![0; channels * space]);
     let (mut grid, mut scratch) = ([0.0; 2], vec![0.0; group_norm_scratch(1, channels)]);
     best(100, || {
+        let start = Instant::now();
         let mut y = match quantized {
             false => Normed::F32(ViewMut::dense(&mut floats, &[1, channels, space]).unwrap()),
             true => Normed::Bytes { y: &mut bytes, top: 255, grid: Grid::Measured(&mut grid) },
         };
         group_norm(&Context { isa, pool: &Serial }, &op, &x, &mut y, &mut scratch);
+        start.elapsed()
     })
 }

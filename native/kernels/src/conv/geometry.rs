@@ -196,7 +196,8 @@ impl Tiling {
         let blocks = filter_blocks.div_ceil(filter_tiles);
 
         let copy_rows = rows.checked_add(halo)?;
-        let copy_pitch = copy_rows.checked_mul(row_pitch)?.checked_add(lead.next_multiple_of(LINE))?;
+        // Behind the rows there is room for the vector that writes the end of the last one.
+        let copy_pitch = copy_rows.checked_mul(row_pitch)?.checked_add(lead + LINE)?.checked_next_multiple_of(LINE)?;
         let channel_pitch = spread(copy_pitch.checked_mul(copies[0])?.checked_mul(copies[1])?)?;
         let scratch = channel_pitch.checked_mul(planes)?.checked_add(LINE)?;
         u32::try_from(scratch).ok()?;

@@ -1,5 +1,7 @@
 //! Copies the input of one tile into scratch, with its padding, as `geometry` lays it out.
 
+use std::ops::Range;
+
 use scoregraph_simd::Simd;
 
 use super::geometry::{LINE, Tiling};
@@ -16,7 +18,8 @@ pub(super) struct Planes {
 
 /// Packs the input that a tile reads; cells outside of the image become `padding`.
 ///
-/// Everything in `scratch` is written, also what only idle lanes read: whatever lay there could be numbers that are slow.
+/// Everything in `scratch` is written, also what only idle lanes read: whatever lay there could be numbers that are slow. A
+/// copy is written in ascending order in whole vectors, of which the next overwrites what was too much.
 ///
 /// # Safety
 /// `x` has the planes of the tile's input, which are readable; `scratch` has at least `tiling.scratch` cells.
@@ -28,68 +31,85 @@ pub(super) unsafe fn pack_tile<S: Simd>(simd: S, tile: &Tile, x: Planes, padding
     let [up_y, up_x] = shape.up;
     let [sy, sx] = shape.stride;
     let [top, left, ..] = shape.padding;
-    for plane in 0..tiling.planes {
-        let channel = &mut scratch[plane * tiling.channel_pitch..][..tiling.channel_pitch];
-        let (copies, rest) = channel.split_at_mut(tiling.copies[0] * tiling.copies[1] * tiling.copy_pitch);
-        rest.fill(padding);
-        let mut copies = copies.chunks_exact_mut(tiling.copy_pitch);
-        for copy_y in 0..tiling.copies[0] {
-            for copy_x in 0..tiling.copies[1] {
-                let Some(copy) = copies.next() else { unreachable!("a channel has room for its copies") };
-                // Column c of the copy is column `c * sx + copy_x - left` of the upsampled image: which are inside?
-                let first = left.saturating_sub(copy_x).div_ceil(sx).min(row_cells);
-                let end = (width * up_x + left).saturating_sub(copy_x).div_ceil(sx).clamp(first, row_cells);
-                let (start, rows) = copy.split_at_mut(lead);
-                start.fill(padding);
-                rows[copy_rows * row_pitch..].fill(padding);
-                for (row, packed) in rows.chunks_exact_mut(row_pitch.max(1)).take(copy_rows).enumerate() {
-                    let y = (first_row + row) * sy + copy_y;
-                    if y < top || y >= height * up_y + top || first == end {
-                        packed.fill(padding);
-                        continue;
-                    }
-                    packed[..first].fill(padding);
-                    packed[end..].fill(padding);
-                    let column = first * sx + copy_x - left;
-                    // SAFETY: the row and the columns `column ..`, `sx` apart, are inside the upsampled image, so what they
-                    // repeat is inside the plane.
-                    unsafe {
-                        let line = x.first.add(plane * x.pitch + (y - top) / up_y * width);
-                        let packed = &mut packed[first..end];
-                        match (sx, up_x) {
-                            (1, 1) => copy_cells(simd, line.add(column), packed),
-                            (2, 1) => take_every_second(line.add(column), packed),
-                            (1, 2) => repeat_twice(line, column, packed),
-                            _ => {
-                                for (i, cell) in packed.iter_mut().enumerate() {
-                                    *cell = *line.add((column + i * sx) / up_x);
-                                }
+    // Row or column c of a copy is `c * stride + phase - padding` of the upsampled image: which are inside?
+    let inside = |phase: usize, padding: usize, size: usize, stride: usize, most: usize| {
+        let first = padding.saturating_sub(phase).div_ceil(stride).min(most);
+        first..(size + padding).saturating_sub(phase).div_ceil(stride).clamp(first, most)
+    };
+    for copy in 0..tiling.copies[0] * tiling.copies[1] {
+        let (copy_y, copy_x) = (first_row * sy + copy / tiling.copies[1], copy % tiling.copies[1]);
+        let columns = inside(copy_x, left, width * up_x, sx, row_cells);
+        let mut rows = inside(copy_y, top, height * up_y, sy, copy_rows);
+        if columns.is_empty() {
+            rows = 0..0;
+        }
+        let column = if columns.is_empty() { 0 } else { columns.start * sx + copy_x - left };
+        for plane in 0..tiling.planes {
+            let start = plane * tiling.channel_pitch + copy * tiling.copy_pitch;
+            let copy = &mut scratch[start..][..tiling.copy_pitch];
+            let (before, behind) = (lead + rows.start * row_pitch, lead + rows.end * row_pitch);
+            fill(simd, copy, 0..before, padding);
+            for row in rows.clone() {
+                let packed = &mut copy[lead + row * row_pitch..][..row_pitch + LINE];
+                fill(simd, packed, 0..columns.start, padding);
+                let y = row * sy + copy_y - top;
+                let y = if up_y == 1 { y } else { y / up_y };
+                // SAFETY: the row and the columns `column ..`, `sx` apart, are inside the upsampled image, so what they
+                // repeat is inside the plane.
+                unsafe {
+                    let line = x.first.add(plane * x.pitch + y * width);
+                    let packed = &mut packed[columns.start..];
+                    match (sx, up_x) {
+                        (1, 1) => copy_cells(simd, line.add(column), packed, columns.len()),
+                        (2, 1) => take_every_second(line.add(column), &mut packed[..columns.len()]),
+                        (1, 2) => repeat_twice(line, column, &mut packed[..columns.len()]),
+                        _ => {
+                            for (i, cell) in packed[..columns.len()].iter_mut().enumerate() {
+                                *cell = *line.add((column + i * sx) / up_x);
                             }
                         }
                     }
                 }
+                fill(simd, packed, columns.end..row_pitch, padding);
             }
+            fill(simd, copy, behind..tiling.copy_pitch, padding);
         }
+    }
+    for plane in 0..tiling.planes {
+        let rest = tiling.copies[0] * tiling.copies[1] * tiling.copy_pitch..tiling.channel_pitch;
+        scratch[plane * tiling.channel_pitch..][rest].fill(padding);
     }
     scratch[tiling.planes * tiling.channel_pitch..][..LINE].fill(padding);
 }
 
-/// `to[i] = from[i]`, a vector at a time: rows are too short for a call of `memcpy`.
+/// Writes `value` to the cells of `range`, and to what follows up to a whole vector, but not beyond the end of `to`, which has
+/// a vector at least.
+#[inline(always)]
+fn fill<S: Simd>(simd: S, to: &mut [u32], range: Range<usize>, value: u32) {
+    assert!(to.len() >= range.end.max(S::LANES));
+    let (value, last) = (simd.splat_i(value as i32), to.len() - S::LANES);
+    for at in range.step_by(S::LANES) {
+        // SAFETY: inside the slice, as asserted.
+        unsafe { simd.store_i(to.as_mut_ptr().add(at.min(last)).cast(), value) };
+    }
+}
+
+/// `to[i] = from[i]` for `cells` cells, and zeros up to a whole vector: rows are too short for a call of `memcpy`.
 ///
 /// # Safety
-/// `from` has as many cells as `to`.
+/// `from` has that many cells.
 #[inline(always)]
-unsafe fn copy_cells<S: Simd>(simd: S, from: *const u32, to: &mut [u32]) {
-    let (from, target) = (from.cast::<f32>(), to.as_mut_ptr().cast::<f32>());
-    let whole = to.len() - to.len() % S::LANES;
-    // SAFETY: inside both; vectors move bits as they are.
+unsafe fn copy_cells<S: Simd>(simd: S, from: *const u32, to: &mut [u32], cells: usize) {
+    assert!(to.len() >= cells.next_multiple_of(S::LANES));
+    let (from, to) = (from.cast::<f32>(), to.as_mut_ptr().cast::<f32>());
+    let whole = cells - cells % S::LANES;
+    // SAFETY: inside both, as asserted; vectors move bits as they are.
     unsafe {
         for at in (0..whole).step_by(S::LANES) {
-            simd.store(target.add(at), simd.load(from.add(at)));
+            simd.store(to.add(at), simd.load(from.add(at)));
         }
-        let rest = to.len() - whole;
-        if rest > 0 {
-            simd.store_first(target.add(whole), simd.load_first(from.add(whole), rest), rest);
+        if whole < cells {
+            simd.store(to.add(whole), simd.load_first(from.add(whole), cells - whole));
         }
     }
 }

@@ -8,6 +8,9 @@ use super::geometry::FILTER_BLOCK;
 /// the pixels and one weight.
 pub(super) const MOST_VECTORS: usize = 3;
 
+/// How many cells of weights ahead of their use they are asked for.
+const AHEAD: usize = 64 * FILTER_BLOCK;
+
 /// How cells of an image and of weights make sums, and sums make float32.
 pub(super) trait Product<S: Simd>: Copy {
     /// The vectors of a register tile: at most [`MOST_VECTORS`].
@@ -69,6 +72,7 @@ impl<S: Simd> Product<S> for Floats {
         let mut weights = weights.cast::<f32>();
         let mut sum = [[simd.splat(0.0); VECTORS]; FILTERS];
         for &offset in offsets {
+            simd.prefetch(weights.wrapping_add(AHEAD));
             // SAFETY: the caller's contract; a step of `weights` is one tap.
             unsafe {
                 let x: [S::F; VECTORS] = std::array::from_fn(
@@ -158,6 +162,7 @@ impl<S: Dots, const CHAIN: usize> Product<S> for Bytes<'_, CHAIN> {
             weights = weights.wrapping_add(CHAIN * FILTER_BLOCK);
         }
         for &offset in &offsets[chains * CHAIN..] {
+            simd.prefetch(weights.wrapping_add(AHEAD).cast());
             // SAFETY: the caller's contract; a step of `weights` is one tap.
             unsafe {
                 let x: [S::I; VECTORS] = std::array::from_fn(

@@ -1,6 +1,6 @@
 //! One tile of a convolution, packed: its products, and what follows them.
 
-use scoregraph_simd::{DotKernel, Dots, Kernel, Simd};
+use scoregraph_simd::{Act, DotKernel, Dots, Kernel, Simd};
 
 use super::Epilogue;
 use super::geometry::{Conv2dShape, FILTER_BLOCK, LINE, Run, Tiling};
@@ -112,8 +112,8 @@ impl<P: Copy, const FILTERS: usize> Filters<'_, P, FILTERS> {
         assert!(packed.len() >= tiling.scratch);
         let offsets = &tiling.offsets[..];
         let mut sums = [0; FILTER_BLOCK * MOST_VECTORS * LINE];
-        let mut group = Group::new(&tile);
-        while group.advance(S::LANES, P::VECTORS) {
+        let mut group = Group::new(&tile, S::LANES, P::VECTORS);
+        while group.advance(S::LANES) {
             let [a, b, c] = group.offsets.map(|offset| packed.as_ptr().wrapping_add(offset));
             for filter in (self.first..self.end).step_by(FILTERS) {
                 let block = filter / FILTER_BLOCK * FILTER_BLOCK * offsets.len();
@@ -145,7 +145,35 @@ impl<P: Copy> Part<'_, P> {
     where
         P: Product<S>,
     {
-        let Epilogue { bias, act, .. } = *self.epilogue;
+        let act = self.epilogue.act;
+        // SAFETY: the caller's contract; a group is whole if every lane of it is a pixel.
+        unsafe {
+            if act == Act::None && group.lanes[..group.vectors].iter().all(|&lanes| lanes == S::LANES) {
+                self.finish_as::<S, true>(simd, Act::None, group, filter, filters, sums);
+            } else {
+                self.finish_as::<S, false>(simd, act, group, filter, filters, sums);
+            }
+        }
+    }
+
+    /// [`Part::finish`] with an activation, for groups that are all pixels if `WHOLE`: the most frequent case has little to
+    /// do, which the next products do not wait for.
+    ///
+    /// # Safety
+    /// As [`Part::finish`], and the group is `WHOLE`.
+    #[inline(always)]
+    unsafe fn finish_as<S: Simd, const WHOLE: bool>(
+        &self,
+        simd: S,
+        act: Act,
+        group: &Group,
+        filter: usize,
+        filters: usize,
+        sums: *const u32,
+    ) where
+        P: Product<S>,
+    {
+        let bias = self.epilogue.bias;
         let first_pixel = self.tile.first_row * self.tile.tiling.output[1];
         for row in 0..filters {
             let filter = filter + row;
@@ -155,7 +183,7 @@ impl<P: Copy> Part<'_, P> {
             let y = self.y.0.wrapping_add(filter * self.y.1 + first_pixel);
             let residual = self.residual.map(|(first, pitch)| first.wrapping_add(filter * pitch + first_pixel));
             for vector in 0..group.vectors {
-                let (pixel, lanes) = (group.pixels[vector], group.lanes[vector]);
+                let (pixel, lanes) = (group.pixels[vector], if WHOLE { S::LANES } else { group.lanes[vector] });
                 // SAFETY: `sums` has a vector. The pixels lie in the output rows of this tile and filter, which no other
                 // tile writes, and which y and the residual have; what is read of the residual is written after, so it
                 // may be y.
@@ -163,9 +191,11 @@ impl<P: Copy> Part<'_, P> {
                     let sum = P::value(simd, sums.add((row * group.vectors + vector) * S::LANES), terms);
                     let mut value = act.apply(simd, simd.add(sum, shift));
                     if let Some(residual) = residual {
-                        value = simd.add(simd.load_first(residual.add(pixel), lanes), value);
+                        let from = residual.add(pixel);
+                        let residual = if WHOLE { simd.load(from) } else { simd.load_first(from, lanes) };
+                        value = simd.add(residual, value);
                     }
-                    simd.store_first(y.add(pixel), value, lanes);
+                    if WHOLE { simd.store(y.add(pixel), value) } else { simd.store_first(y.add(pixel), value, lanes) }
                 }
             }
         }
@@ -174,13 +204,15 @@ impl<P: Copy> Part<'_, P> {
 
 /// The vectors of a register tile; those of a tile come one after another from [`Group::advance`].
 struct Group {
-    /// Runs of output pixels in the tile, the cells from one to the next, and the pixels of each.
-    runs: usize,
+    /// From one run of output pixels in the tile to the next, in cells, and the pixels of each.
     pitch: usize,
     width: usize,
     /// Where the next group begins.
     run: usize,
     start: usize,
+    /// Vectors and groups that are left.
+    left: usize,
+    groups: usize,
     /// Of each vector: where its cells start in a packed copy, its first output pixel in the tile, and how many it has.
     offsets: [usize; MOST_VECTORS],
     pixels: [usize; MOST_VECTORS],
@@ -189,30 +221,36 @@ struct Group {
 }
 
 impl Group {
-    /// Before the first vectors of a tile.
+    /// Before the first vectors of a tile, of which at most `most` go together.
     #[inline(always)]
-    fn new(tile: &Tile) -> Self {
+    fn new(tile: &Tile, lanes: usize, most: usize) -> Self {
         let columns = tile.tiling.output[1];
         let (runs, width) = match tile.tiling.run {
             Run::Rows => (tile.rows, columns),
             Run::Flat => (1, tile.rows * columns),
         };
+        let left = runs * width.div_ceil(lanes);
         let [offsets, pixels, lanes] = [[0; MOST_VECTORS]; 3];
-        Self { runs, pitch: tile.tiling.row_pitch, width, run: 0, start: 0, offsets, pixels, lanes, vectors: 0 }
+        let pitch = tile.tiling.row_pitch;
+        Self { pitch, width, run: 0, start: 0, left, groups: left.div_ceil(most), offsets, pixels, lanes, vectors: 0 }
     }
 
-    /// Goes on to the next vectors, at most `most`; false if there are none.
+    /// Goes on to the next vectors; false if there are none. Four are two and two: one alone would read as many weights for
+    /// half of the work.
     #[inline(always)]
-    fn advance(&mut self, lanes: usize, most: usize) -> bool {
-        self.vectors = 0;
-        while self.vectors < most && self.run < self.runs {
-            let (at, left) = (self.vectors, self.width - self.start);
+    fn advance(&mut self, lanes: usize) -> bool {
+        if self.groups == 0 {
+            return false;
+        }
+        self.vectors = self.left.div_ceil(self.groups);
+        (self.left, self.groups) = (self.left - self.vectors, self.groups - 1);
+        for at in 0..self.vectors {
+            let left = self.width - self.start;
             self.offsets[at] = self.run * self.pitch + self.start;
             self.pixels[at] = self.run * self.width + self.start;
             self.lanes[at] = lanes.min(left);
-            self.vectors += 1;
             (self.run, self.start) = if left > lanes { (self.run, self.start + lanes) } else { (self.run + 1, 0) };
         }
-        self.vectors > 0
+        true
     }
 }
