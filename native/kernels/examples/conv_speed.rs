@@ -78,7 +78,7 @@ fn main() {
     let chosen: Vec<Isa> = words.iter().filter_map(|word| word.parse().ok()).collect();
     let cases: Vec<[usize; 6]> = words.iter().filter_map(|word| case(word)).collect();
     let whats: Vec<&String> =
-        words.iter().filter(|word| word.parse::<Isa>().is_err() && case(word).is_none()).collect();
+        words.iter().filter(|word| word.parse::<Isa>().is_err() && case(word).is_none() && *word != "plain").collect();
     let wants = |what: &str| whats.is_empty() || whats.iter().any(|word| *word == what);
     let isas = || {
         let all = Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.supported());
@@ -173,7 +173,8 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, operations: f64) -> (f6
     let y_shape = [1, filters, rows, columns];
     let mut y = vec![0.0; filters * rows * columns + LINE];
     let (bias, residual) = (ramp(filters), y.clone());
-    let residual = Some(View::dense(&residual[LINE..], &y_shape).unwrap());
+    let residual =
+        (!std::env::args().any(|word| word == "plain")).then(|| View::dense(&residual[LINE..], &y_shape).unwrap());
     let mut y = ViewMut::dense(aligned(&mut y), &y_shape).unwrap();
     let epilogue = Epilogue { bias: Some(&bias), emb: None, residual, act: Act::None };
     let mut scratch = vec![0.0; conv.scratch_floats(1) + LINE];

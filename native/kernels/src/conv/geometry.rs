@@ -27,7 +27,7 @@ pub(super) const LINE: usize = 16;
 const TILE_BYTES: [usize; 2] = [384 * 1024, 768 * 1024];
 
 /// The same for 1×1 kernels, which have no halo to pack again: enough pixels of each channel that the processor sees a stream.
-const POINT_TILE_BYTES: usize = 192 * 1024;
+const POINT_TILE_BYTES: [usize; 2] = [192 * 1024, 384 * 1024];
 
 /// Tiles per thread that a single sample is cut into, so that one late thread costs a fraction of the call.
 const TILES_PER_THREAD: usize = 2;
@@ -181,7 +181,11 @@ impl Tiling {
 
         // Rows by cache first; then as many ranges as the threads need, rows before filters, because a range of filters
         // packs the same input again. Below four rows the halo costs more than packing twice.
-        let budget = if shape.kernel == [1, 1] { POINT_TILE_BYTES } else { TILE_BYTES[usize::from(lanes == LINE)] };
+        let budget = if shape.kernel == [1, 1] {
+            POINT_TILE_BYTES[usize::from(lanes == LINE)]
+        } else {
+            TILE_BYTES[usize::from(lanes == LINE)]
+        };
         let fitting = (budget / row_bytes.max(1)).saturating_sub(halo).clamp(1, output[0]);
         let mut row_tiles = output[0].div_ceil(fitting);
         let wanted = if threads > 1 { threads * TILES_PER_THREAD } else { 1 };

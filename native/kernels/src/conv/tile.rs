@@ -8,6 +8,9 @@ use super::pack::{Planes, pack_tile};
 use super::product::{Bytes, Floats, MOST_VECTORS, Product};
 use crate::per_channel::PerChannel;
 
+/// Weights that all pixels of a tile go through before the next: they stay in the second-level cache meanwhile.
+const WEIGHT_BYTES: usize = 128 * 1024;
+
 /// Where a tile lies in its sample.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
@@ -112,23 +115,28 @@ impl<P: Copy, const FILTERS: usize> Filters<'_, P, FILTERS> {
         assert!(packed.len() >= tiling.scratch);
         let offsets = &tiling.offsets[..];
         let mut sums = [0; FILTER_BLOCK * MOST_VECTORS * LINE];
-        let mut group = Group::new(&tile, S::LANES, P::VECTORS);
-        while group.advance(S::LANES) {
-            let [a, b, c] = group.offsets.map(|offset| packed.as_ptr().wrapping_add(offset));
-            for filter in (self.first..self.end).step_by(FILTERS) {
-                let block = filter / FILTER_BLOCK * FILTER_BLOCK * offsets.len();
-                let weights = weights.wrapping_add(block + filter % FILTER_BLOCK);
-                let sums = sums.as_mut_ptr();
-                // SAFETY: a vector starts at an output pixel, so at any tap's offset from there it starts inside the copy
-                // that the tap reads, and it ends within the slack that `Tiling::scratch` counts in. A block of weights has
-                // FILTER_BLOCK cells per tap, of which the product reads FILTERS from `filter`'s on.
-                unsafe {
-                    match group.vectors {
-                        1 => P::multiply::<FILTERS, 1>(simd, [a], weights, offsets, sums),
-                        2 => P::multiply::<FILTERS, 2>(simd, [a, b], weights, offsets, sums),
-                        _ => P::multiply::<FILTERS, 3>(simd, [a, b, c], weights, offsets, sums),
+        let filter_bytes = (offsets.len() * size_of::<u32>()).max(1);
+        let chunk = (WEIGHT_BYTES / filter_bytes / FILTERS * FILTERS).max(FILTERS);
+        for first in (self.first..self.end).step_by(chunk) {
+            let end = (first + chunk).min(self.end);
+            let mut group = Group::new(&tile, S::LANES, P::VECTORS);
+            while group.advance(S::LANES) {
+                let [a, b, c] = group.offsets.map(|offset| packed.as_ptr().wrapping_add(offset));
+                for filter in (first..end).step_by(FILTERS) {
+                    let block = filter / FILTER_BLOCK * FILTER_BLOCK * offsets.len();
+                    let weights = weights.wrapping_add(block + filter % FILTER_BLOCK);
+                    let sums = sums.as_mut_ptr();
+                    // SAFETY: a vector starts at an output pixel, so at any tap's offset from there it starts inside the copy
+                    // that the tap reads, and it ends within the slack that `Tiling::scratch` counts in. A block of weights
+                    // has FILTER_BLOCK cells per tap, of which the product reads FILTERS from `filter`'s on.
+                    unsafe {
+                        match group.vectors {
+                            1 => P::multiply::<FILTERS, 1>(simd, [a], weights, offsets, sums),
+                            2 => P::multiply::<FILTERS, 2>(simd, [a, b], weights, offsets, sums),
+                            _ => P::multiply::<FILTERS, 3>(simd, [a, b, c], weights, offsets, sums),
+                        }
+                        self.part.finish(simd, &group, filter, FILTERS.min(end - filter), sums);
                     }
-                    self.part.finish(simd, &group, filter, FILTERS.min(self.end - filter), sums);
                 }
             }
         }
