@@ -110,6 +110,31 @@ proptest! {
         }
     }
 
+    /// Rows that become columns, from either side, in squares of registers and what is left of them.
+    #[test]
+    fn transpositions(
+        (rows, cols) in (1..70usize, 1..700usize),
+        planes in 1..3usize,
+        gaps in (0..2usize, 0..2usize),
+        written_by_columns: bool,
+        seed: u64,
+    ) {
+        let shape = [planes, rows, cols];
+        let by_rows = Layout::new(&shape, &[rows * (cols + gaps.0), cols + gaps.0, 1]).unwrap();
+        let by_columns = Layout::new(&shape, &[cols * (rows + gaps.1), 1, rows + gaps.1]).unwrap();
+        let (xl, yl) = if written_by_columns { (by_rows, by_columns) } else { (by_columns, by_rows) };
+        let x = Numbers(seed).floats(xl.span());
+        let mut want = vec![7.0; yl.span()];
+        (0..xl.len()).for_each(|i| want[yl.offset(i)] = x[xl.offset(i)]);
+        for (isa, got) in everywhere(|ctx| {
+            let mut y = vec![7.0; yl.span()];
+            copy(ctx, &View::new(&x, 0, xl).unwrap(), &mut ViewMut::new(&mut y, 0, yl).unwrap());
+            y
+        }) {
+            prop_assert!(got == want, "{} {rows} x {cols}", isa.name());
+        }
+    }
+
     #[test]
     fn fill_writes_the_window_only(shape in shapes(), seed: u64) {
         let (layout, n) = scrambled(&shape, &mut Numbers(seed), false);
