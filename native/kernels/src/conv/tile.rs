@@ -115,7 +115,7 @@ impl<P: Copy, const FILTERS: usize> Filters<'_, P, FILTERS> {
         assert!(packed.len() >= tiling.scratch);
         let offsets = &tiling.offsets[..];
         let mut sums = [0; FILTER_BLOCK * MOST_VECTORS * LINE];
-        let filter_bytes = (offsets.len() * size_of::<u32>()).max(1);
+        let filter_bytes = size_of_val(offsets).max(1);
         let chunk = (WEIGHT_BYTES / filter_bytes / FILTERS * FILTERS).max(FILTERS);
         for first in (self.first..self.end).step_by(chunk) {
             let end = (first + chunk).min(self.end);
