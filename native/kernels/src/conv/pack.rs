@@ -82,8 +82,8 @@ pub(super) unsafe fn pack_tile<S: Simd>(simd: S, tile: &Tile, x: Planes, padding
     scratch[tiling.planes * tiling.channel_pitch..][..LINE].fill(padding);
 }
 
-/// Writes `value` to the cells of `range`, and to what follows up to a whole vector, but not beyond the end of `to`, which has
-/// a vector at least.
+/// Writes `value` to the cells of `range`, and to what follows up to a whole vector. A range that ends less than a vector before
+/// the end of `to` has a vector at least.
 #[inline(always)]
 fn fill<S: Simd>(simd: S, to: &mut [u32], range: Range<usize>, value: u32) {
     assert!(to.len() >= range.end.max(S::LANES));
