@@ -51,7 +51,7 @@ def compiled(case: networks.Case, threads: int, quant: str = "none") -> sg.Compi
     """The plan of a case, from the cache where it is there. Raises ``AbsentError``."""
     target = networks.graph_of(case) if case.loop else case.target
     try:
-        return sg.compile(target, device="cpu", threads=threads, quant=quant)
+        return sg.compile(target, device="cpu", threads=threads, quant=quant, calibrate_on=case.seen or None)
     except ScoregraphError as error:
         raise AbsentError(str(error).splitlines()[0]) from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,13 @@ from scoregraph import models
 
 QUANT = {
     "bytes": ("w8a8", "w8a8:attention=i8", "w4a8", "bf16"),
-    "words": ("w8a7", "w7a7", "w4a8"),
+    "words": ("w8a7", "w7a7", "w7a7:attention=i8", "w4a8"),
 }
 """Recipes that are measured where the processor multiplies bytes into 32 bits (VNNI), and where it does not."""
+
+
+IMAGES = ("w8a8", "w8a8:attention=i8", "w8a7", "w7a7", "w7a7:attention=i8")
+"""Recipes for networks of convolutions, which have no 4-bit or bf16 form."""
 
 
 def recipes(*wanted: str) -> tuple[str, ...]:
@@ -50,7 +54,7 @@ class Case:
     """One network at one batch size.
 
     ``module(*inputs)`` answers one tensor. ``target`` is what ``sg.compile`` takes; ``given`` are its plan's inputs by
-    name, ``answer`` the name of its output.
+    name, ``answer`` the name of its output. ``seen`` are other inputs, which calibration may look at.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Case:
     loop: Loop | None = None
     note: str = ""
     cosine: bool = False
+    seen: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
 
     def gflop(self) -> float:
         """Multiplications and additions of products, convolutions and attention, in billions."""
@@ -159,6 +164,7 @@ def terrain() -> Case:
     x, t, *_ = network.score_example(1)
     inputs = tuple(value.clone() for value in (x, t, *network.encode(*raw)))
     given = {"x": x.numpy(), "t": t.numpy(), "difficulty": raw[0].numpy()}
+    seen = {"x": drawn(4, x), "t": np.full(4, t.numpy()), "difficulty": np.linspace(20, 80, 4, dtype="f4")}
     return Case(
         "terrain",
         network.score.eval(),
@@ -166,8 +172,14 @@ def terrain() -> Case:
         CapturedOnce(network).network,
         given,
         "m",
-        recipes("w8a8", "w8a7", "w7a7"),
+        recipes(*IMAGES),
+        seen=seen,
     )
+
+
+def drawn(count: int, like: Tensor) -> np.ndarray:
+    """Unit noise of the shape of an input of one sample, from another seed than what is measured."""
+    return torch.randn(count, *like.shape[1:], generator=torch.Generator().manual_seed(7)).numpy()
 
 
 def unet() -> Case:
@@ -185,8 +197,13 @@ def unet() -> Case:
         "timestep": torch.full((1,), 500),
         "encoder_hidden_states": torch.randn(1, 77, 768),
     }
+    seen = {
+        "x": drawn(4, given["sample"]),
+        "t": np.array([100, 400, 600, 900], "f4"),
+        "encoder_hidden_states": drawn(4, given["encoder_hidden_states"]),
+    }
     note = "the two outer levels of the network, one block each"
-    return _network_case("unet-sd15-320", net, given, recipes("w8a8", "w8a7", "w7a7"), note=note)
+    return _network_case("unet-sd15-320", net, given, recipes(*IMAGES), note=note, seen=seen)
 
 
 def vae() -> Case:
@@ -209,7 +226,8 @@ def vae() -> Case:
         CapturedOnce(target).network,
         given,
         target.ref.outputs[0],
-        recipes("w8a8", "w8a7", "w7a7"),
+        recipes(*IMAGES),
+        seen={"z": drawn(4, z)},
     )
 
 
