@@ -17,6 +17,7 @@ from scoregraph.errors import ScoregraphError, all_errors
 
 pytest.importorskip("torch")
 
+import quantized_networks
 import torch
 import toys
 from torch import nn
@@ -442,7 +443,9 @@ MISTAKES: dict[str, Callable] = {
     "SG410": fuel,
     "SG411": lambda: sg.compile(toys.guided(), device="reference", quant="w4a8:block=33"),
     "SG412": lambda: sg.compile(toys.guided(), device="reference", quant="w8a8", use_cache=False),
-    "SG413": lambda: sg.compile(toys.network(), device="reference", quant="w8a8:groups=1", use_cache=False),
+    "SG413": lambda: sg.compile(
+        quantized_networks.network("tokens"), device="reference", quant="w8a8:groups=1", use_cache=False
+    ),
     "SG501": lambda folder: sg.load(folder),
     "SG502": rewritten("plan.json", b"sampler_step", b"sampler_stop"),
     "SG503": rewritten("plan.json", b'"version": 3', b'"version": 4'),
