@@ -61,7 +61,7 @@ CALIBRATED = {"dit": {"class_labels": [1, 250, 500, 750]}}
 """Four trajectories for the DiT, whose samples take longer; eight, the default, for terrain."""
 
 ALSO = {
-    "terrain": ("w8a8:smooth=no", "w8a8:spare=5%", "w8a8:spare=10%", "w8a8:spare=20%", "w8a8:groups=4,spare=10%"),
+    "terrain": ("w8a8:smooth=no", "w8a8:spare=10%", "w8a8:groups=4,spare=10%"),
     "dit": ("w8a8:smooth=yes",),
 }
 """Recipes for one graph: a few convolutions of terrain bear little; the DiT has none, which are what is smoothed."""
