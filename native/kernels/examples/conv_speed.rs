@@ -1,15 +1,17 @@
-//! Best-of-N speed, on one thread, of convolution and group norm at the shapes of U-Nets, of 128 x 128 pixels and of Stable
+//! Best-of-N speed, on one thread, of convolution at the shapes of U-Nets, of 128 x 128 pixels and of Stable
 //! Diffusion's widths, and what part that is of the multiply-adds that never leave registers:
-//! `cargo run --release --example conv_speed [instruction sets, f32, bytes, norm, cases such as 64,32,128,3,1,1 …]`.
+//! `cargo run --release --example conv_speed [instruction sets, f32, bytes, cases such as 64,32,128,3,1,1 …]`.
 
-use std::hint::black_box;
+#[path = "common/peak.rs"]
+mod peak;
+
 use std::time::{Duration, Instant};
 
 use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue, QUAD, Quantized};
-use scoregraph_kernels::format::Grid;
-use scoregraph_kernels::group_norm::{GroupNorm, Normed, group_norm, group_norm_scratch};
-use scoregraph_kernels::{Context, View, ViewMut};
-use scoregraph_simd::{Act, Isa, Kernel, Serial, Simd};
+use scoregraph_kernels::{View, ViewMut};
+use scoregraph_simd::{Act, Isa, Serial};
+
+use peak::peak;
 
 /// Input channels, output channels, side, kernel, stride, padding.
 const CASES: [[usize; 6]; 22] = [
@@ -39,33 +41,6 @@ const CASES: [[usize; 6]; 22] = [
 
 /// Weights of a type that allows chains of this length, where there is no VNNI.
 const CHAIN: usize = 2;
-
-/// Multiply-adds of twelve chains that never leave their registers.
-struct Peak(usize);
-
-impl Kernel for Peak {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let mut chains = [s.splat(1.0); 12];
-        let (x, y) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
-        for _ in 0..self.0 {
-            for chain in &mut chains {
-                *chain = s.mul_add(*chain, x, y);
-            }
-        }
-        chains.into_iter().fold(0.0, |sum, chain| sum + s.reduce_add(chain))
-    }
-}
-
-/// Operations a second in float32 that the registers of `isa` reach at this moment: the clock moves.
-fn peak(isa: Isa) -> f64 {
-    const STEPS: usize = 10_000;
-    let start = Instant::now();
-    black_box(isa.dispatch(Peak(STEPS)));
-    (STEPS * 12 * 2 * isa.lanes()) as f64 / start.elapsed().as_secs_f64()
-}
 
 /// A case by its six numbers.
 fn case(word: &str) -> Option<[usize; 6]> {
@@ -116,21 +91,6 @@ fn main() {
             }
         }
     }
-    if !wants("norm") {
-        return;
-    }
-    for (channels, side) in [(32, 128), (64, 64), (128, 16)] {
-        for isa in isas().filter(|isa| Isa::FLOAT.contains(isa)) {
-            let [floats, bytes] = [false, true].map(|quantized| time_norm(channels, side * side, quantized, isa));
-            let per_element = 1e9 / (channels * side * side) as f64;
-            println!(
-                "group norm + silu, {channels} x {side} x {side}, {}: {:.3} ns an element, quantized {:.3}",
-                isa.name(),
-                floats * per_element,
-                bytes * per_element
-            );
-        }
-    }
 }
 
 /// Floats in a cache line.
@@ -157,7 +117,7 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, operations: f64) -> (f6
     let calls = (4e9 / operations) as usize;
     let mut measured = |call: &mut dyn FnMut()| {
         let seconds = best(calls, || {
-            let peak = peak(isa);
+            let peak = peak(isa, 10_000);
             let start = Instant::now();
             call();
             shares.push(operations / start.elapsed().as_secs_f64() / peak);
@@ -203,33 +163,4 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, operations: f64) -> (f6
             measured(&mut || conv.run_quantized(&Serial, &op, &x, &epilogue, &mut y, scratch))
         }
     }
-}
-
-/// The best time of a group norm with SiLU over 32 groups.
-fn time_norm(channels: usize, space: usize, quantized: bool, isa: Isa) -> f64 {
-    let (x, bias) = (ramp(channels * space), ramp(channels));
-    let bias = Some(&bias[..]);
-    let x = View::dense(&x, &[1, channels, space]).unwrap();
-    let op = GroupNorm {
-        channels,
-        groups: 32,
-        eps: 1e-5,
-        weight: None,
-        bias,
-        scale: None,
-        shift: None,
-        act: Act::Silu,
-        smooth: None,
-    };
-    let (mut floats, mut bytes) = (vec![0.0; channels * space], vec![0; channels * space]);
-    let (mut grid, mut scratch) = ([0.0; 2], vec![0.0; group_norm_scratch(1, channels)]);
-    best(100, || {
-        let start = Instant::now();
-        let mut y = match quantized {
-            false => Normed::F32(ViewMut::dense(&mut floats, &[1, channels, space]).unwrap()),
-            true => Normed::Bytes { y: &mut bytes, top: 255, grid: Grid::Measured(&mut grid) },
-        };
-        group_norm(&Context { isa, pool: &Serial }, &op, &x, &mut y, &mut scratch);
-        start.elapsed()
-    })
 }

@@ -5,12 +5,16 @@
 //! The clock of a shared machine moves, so every call is timed between two bursts of multiply-adds. The share printed is the
 //! one that a fifth of the calls exceed.
 
-use std::hint::black_box;
+#[path = "common/peak.rs"]
+mod peak;
+
 use std::time::Instant;
 
 use scoregraph_kernels::attention::{Attention, Format, attention, attention_scratch};
 use scoregraph_kernels::linear::{Bits, Input, Integers, Linear, Output, Weights, linear, linear_scratch};
-use scoregraph_kernels::{Act, Context, Isa, Kernel, Layout, Serial, Simd, View, ViewMut};
+use scoregraph_kernels::{Act, Context, Isa, Layout, Serial, View, ViewMut};
+
+use peak::peak;
 
 /// How something is measured.
 struct Bench<'a> {
@@ -27,10 +31,7 @@ fn chosen(words: &[String], name: &str) -> bool {
 impl Bench<'_> {
     /// Rate of multiply-adds in registers, a burst of some microseconds, in Gop/s.
     fn peak(&self) -> f64 {
-        let steps = 2000;
-        let start = Instant::now();
-        black_box(self.ctx.isa.dispatch(Peak(steps)));
-        (steps * 12 * 2 * self.ctx.isa.lanes()) as f64 / start.elapsed().as_secs_f64() / 1e9
+        peak(self.ctx.isa, 2000) / 1e9
     }
 
     /// Times `f`, which does `work` operations, and prints its rate.
@@ -48,25 +49,6 @@ impl Bench<'_> {
         shares.sort_by(f64::total_cmp);
         let share = 100.0 * shares[shares.len() * 4 / 5];
         println!("{:<10} {what:<40} {best:6.1} Gop/s, {share:5.1} % of float32", self.ctx.isa.name());
-    }
-}
-
-/// Multiply-adds of twelve chains that never leave their registers.
-struct Peak(usize);
-
-impl Kernel for Peak {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let mut chains = [s.splat(1.0); 12];
-        let (x, y) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
-        for _ in 0..self.0 {
-            for chain in &mut chains {
-                *chain = s.mul_add(*chain, x, y);
-            }
-        }
-        chains.into_iter().fold(0.0, |sum, chain| sum + s.reduce_add(chain))
     }
 }
 
