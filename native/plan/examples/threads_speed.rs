@@ -2,37 +2,17 @@
 //! faster arithmetic in registers is on all threads than on one (the clock falls when more cores work).
 //! Best of many. Run: `cargo run --release -p scoregraph-plan --example threads_speed [threads]`.
 
+#[path = "../../kernels/examples/common/peak.rs"]
+mod peak;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use scoregraph_kernels::Parallel;
 use scoregraph_plan::pool::Pool;
-use scoregraph_simd::{Isa, Kernel, Simd, detect};
+use scoregraph_simd::detect;
 
-/// Chains of multiply-adds in registers: what a core can do at most.
-struct Registers {
-    rounds: usize,
-}
-
-impl Kernel for Registers {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> f32 {
-        let (scale, shift) = (simd.splat(black_box(0.999)), simd.splat(black_box(0.001)));
-        let mut sums = [shift; 12];
-        for _ in 0..self.rounds {
-            for sum in &mut sums {
-                *sum = simd.mul_add(*sum, scale, shift);
-            }
-        }
-        let mut total = sums[0];
-        for sum in &sums[1..] {
-            total = simd.add(total, *sum);
-        }
-        simd.reduce_add(total)
-    }
-}
+use peak::peak;
 
 /// The shortest of many times that `work` takes.
 fn best(repetitions: usize, mut work: impl FnMut()) -> Duration {
@@ -42,10 +22,6 @@ fn best(repetitions: usize, mut work: impl FnMut()) -> Duration {
         begun.elapsed()
     };
     std::iter::repeat_n((), repetitions).map(time).min().unwrap_or_default()
-}
-
-fn registers(isa: Isa, rounds: usize) {
-    black_box(isa.dispatch(Registers { rounds }));
 }
 
 fn main() {
@@ -64,8 +40,11 @@ fn main() {
         println!("a call of {tiles:3} empty tiles: {:6.0} ns", time.as_nanos() as f64 / calls as f64);
     }
     for rounds in [30, 100, 300, 1000, 30_000] {
-        let alone = best(3000, || (0..threads).for_each(|_| registers(isa, rounds)));
-        let together = best(3000, || pool.run(threads, &|_, _| registers(isa, rounds)));
+        let work = || {
+            peak(isa, rounds);
+        };
+        let alone = best(3000, || (0..threads).for_each(|_| work()));
+        let together = best(3000, || pool.run(threads, &|_, _| work()));
         let flops = (threads * rounds * 12 * isa.lanes() * 2) as f64;
         println!(
             "{:8.1} us of work on one thread, {:7.1} GFLOP/s; on {threads} {:.2} times as fast",
