@@ -122,7 +122,7 @@ class CompiledPlan:
         first = _key(seed, "seed")
         size = self._batch(given, keys, batch)
         if keys is None:
-            keys = np.array([_key(first + i, "seed") for i in range(size)], np.uint64)
+            keys = np.arange(size, dtype=np.uint64) + np.uint64(first)  # arrays of unsigned integers wrap around
         bound = {name: self._inputs[name].fit(array, size) for name, array in given.items()}
         with self._lock:
             return self.program.run(bound, keys, progress, cancel)
