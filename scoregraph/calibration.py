@@ -19,7 +19,7 @@ from scoregraph.passes.quantize.observe import observe, statistics_of
 from scoregraph.passes.quantize.recipe import Recipe
 from scoregraph.passes.quantize.sites import Selection, select
 from scoregraph.passes.quantize.smoothing import smoothings
-from scoregraph.passes.quantize.spare import Measurement, layers_of, most_sensitive
+from scoregraph.passes.quantize.spare import Measurement, layers_of, most_sensitive, noise_of_samples
 from scoregraph.plan import files
 from scoregraph.plan.dims import at, parse_dim
 from scoregraph.plan.draft import Draft
@@ -109,9 +109,7 @@ def spared(
     exact = samples(())
 
     def noise_of(quantized: Sequence[str]) -> float:
-        gaps = zip(samples(quantized), exact, strict=True)
-        shares = [np.square(got - wanted).sum(axis=1) / np.square(wanted).sum(axis=1) for got, wanted in gaps]
-        return float(np.mean(shares))
+        return noise_of_samples(samples(quantized), exact)
 
     def tell(measured: int, found: Sequence[Measurement]) -> None:
         told(f"measuring {len(layers)} layers: {measured} sets measured, {len(found)} layers spared")

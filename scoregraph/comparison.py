@@ -111,7 +111,7 @@ def compare(
         layers = None if recipe is None else replace(recipe, groups=0)
         known = calibrate_on if layers is None or layers.spare else seen.get(layers, calibrate_on)
         plan = compile(target, quant=text, calibrate_on=known, **options)
-        if layers is not None and plan.stages.get("quantization", "").startswith("{"):
+        if layers is not None and "quantization" in plan.stages:
             seen[layers] = Calibration.from_json(plan.stages["quantization"])
         compiled = time.perf_counter() - started
         times: list[float] = []

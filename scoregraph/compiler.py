@@ -207,7 +207,7 @@ def _quantized(
         except CannotCalibrate as error:
             if recipe.is_static or recipe.smooth != "conv" or calibrate_on:
                 raise
-            stages.note("quantization", f"convolutions are not smoothed: {error}\n", started)
+            stages.note("smoothing", f"convolutions are not smoothed: {error}\n", started)
     kept = frozenset[str]()
     if recipe.spare:
         started = time.perf_counter()

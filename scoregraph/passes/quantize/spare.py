@@ -12,12 +12,21 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scoregraph.passes.quantize.sites import Selection, layer
 from scoregraph.plan.dims import parse_dim, per_unit
 from scoregraph.plan.draft import Draft
 
+Doubles = NDArray[np.float64]
+
 NEGLIGIBLE = 1e-3
 """Sets with less than this share of the noise of all layers are not looked into."""
+
+
+LOST = 1e6
+"""The most noise that a sample counts for: of one that is no number any more, too."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,16 @@ class Measurement:
     def bound(self) -> float:
         """No layer among them makes more noise for each multiply-add, as far as noise adds up."""
         return self.noise / min(layer.cost for layer in self.layers)
+
+
+def noise_of_samples(got: Sequence[Doubles], exact: Sequence[Doubles]) -> float:
+    """How far samples are off, as a share of their power, at most ``LOST``: the mean over outputs [B, n]."""
+    shares: list[Doubles] = []
+    for values, wanted in zip(got, exact, strict=True):
+        power = np.square(wanted).sum(axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # lost is lost
+            shares.append(np.square(values - wanted).sum(axis=1) / np.maximum(power, np.finfo(np.float64).tiny))
+    return float(np.nan_to_num(np.minimum(shares, LOST), nan=LOST).mean())
 
 
 def layers_of(draft: Draft, selection: Selection) -> list[Layer]:

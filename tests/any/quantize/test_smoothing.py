@@ -154,7 +154,7 @@ def test_what_nothing_bounds_is_not_smoothed_unless_asked_for():
     net = q.network("image")
     plan = sg.compile(net, device="reference", quant="w8a8", use_cache=False)
     assert not smooth_operands(plan)
-    assert "nothing bounds" in plan.stages["quantization"]
+    assert "nothing bounds" in plan.stages["smoothing"]
     with pytest.raises(CannotCalibrate, match="nothing bounds"):
         sg.compile(net, device="reference", quant="w8a8:smooth=yes", use_cache=False)
     given = sg.compile(net, device="reference", quant="w8a8", calibrate_on=q.example("image"), use_cache=False)

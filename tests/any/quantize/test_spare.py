@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scoregraph as sg
-from scoregraph.passes.quantize.spare import NEGLIGIBLE, Layer, Measurement, most_sensitive
+from scoregraph.passes.quantize.spare import LOST, NEGLIGIBLE, Layer, Measurement, most_sensitive, noise_of_samples
 
 LABEL = np.linspace(-1.0, 1.0, 12).reshape(4, 3)
 
@@ -84,3 +84,12 @@ def test_spared_layers_are_named_and_lose_nothing():
 def test_no_budget_measures_nothing(kind):
     plan = sg.compile(q.guided(kind), device="reference", quant="w8a8", use_cache=False)
     assert "spare" not in plan.stages
+
+
+def test_samples_that_are_lost_count_as_the_most_noise():
+    exact = [np.array([[3.0, 4.0], [1.0, 0.0]])]
+    assert noise_of_samples(exact, exact) == 0.0
+    assert noise_of_samples([np.array([[3.0, 4.5], [1.0, 0.0]])], exact) == pytest.approx(0.25 / 25 / 2)
+    for lost in (np.nan, np.inf, 1e300):
+        assert noise_of_samples([np.array([[3.0, lost], [1.0, 0.0]])], exact) == LOST / 2
+    assert noise_of_samples([np.array([[1.0]])], [np.array([[0.0]])]) == LOST, "nothing was to be there"
