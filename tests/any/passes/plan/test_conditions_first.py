@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from drafts import drafts, given, output, pointwise, product, run, same
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
@@ -13,6 +15,7 @@ from scoregraph.passes.plan.merge_products import MergeProducts
 from scoregraph.passes.plan.plan_memory import PlanMemory, nbytes
 from scoregraph.plan.dims import Batch
 from scoregraph.plan.draft import Draft, Drafter, Value
+from scoregraph.plan.schema import Plan
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 TOKENS = 6
@@ -33,6 +36,12 @@ def blocks(count: int) -> Draft:
         x = pointwise(d, [["mul", 0, 1], ["add", 2, 0]], x, for_tokens(d, m))
     output(d, "x", x)
     return d.build()
+
+
+def places(plan: Plan, buffers: Iterable[int]) -> list[tuple[str, int, int]]:
+    """Where each of the buffers lies: its space, its first byte and the one behind its last."""
+    slots = [(plan.buffers[number].slot, nbytes(plan.buffers[number])) for number in buffers]
+    return [(slot.space, slot.offset, slot.offset + size) for slot, size in slots if slot is not None]
 
 
 def ops(draft: Draft) -> list[str]:
@@ -89,12 +98,6 @@ def test_neighbours_that_may_run_at_once_share_no_memory(draft: Draft):
     """Neither in the order as it was drawn nor in the one that the pass makes."""
     for module in (draft, ConditionsFirst().run(draft).module):
         plan = PlanMemory().run(module).module.plan
-
-        def place(number: int) -> tuple[str, int, int]:
-            slot = plan.buffers[number].slot  # noqa: B023 - called in this turn only
-            assert slot is not None
-            return slot.space, slot.offset, slot.offset + nbytes(plan.buffers[number])  # noqa: B023
-
         for segment in plan.segments:
             groups = list(beside_each_other(plan, segment.calls))
             assert [at for group in groups for at in group] == list(range(len(segment.calls)))
@@ -102,8 +105,8 @@ def test_neighbours_that_may_run_at_once_share_no_memory(draft: Draft):
                 for a in group:
                     for b in set(group) - {a}:
                         others = reads(plan, segment.calls[b]) | writes(plan, segment.calls[b])
-                        for space, start, end in map(place, writes(plan, segment.calls[a])):
-                            for other_space, other_start, other_end in map(place, others):
+                        for space, start, end in places(plan, writes(plan, segment.calls[a])):
+                            for other_space, other_start, other_end in places(plan, others):
                                 assert space != other_space or end <= other_start or other_end <= start
 
 
