@@ -1,5 +1,6 @@
-//! Best-of-N speed of attention on one thread, q, k and v taken from one merged buffer as a network's are. Run:
-//! `cargo run --release -p scoregraph-kernels --example attention_speed`.
+//! Best-of-N speed of attention on one thread, q, k and v taken from one merged buffer as a network's are: rows of tokens,
+//! or an image of channels. Run:
+//! `cargo run --release -p scoregraph-kernels --example attention_speed [SIZE or all [f32, bf16 or i8 [tokens or channels]]]`.
 
 use std::time::Instant;
 
@@ -31,18 +32,22 @@ fn main() {
         _ => Format::F32,
     };
     let only: Option<usize> = std::env::args().nth(1).and_then(|n| n.parse().ok());
+    let channels = std::env::args().nth(3).as_deref() == Some("channels");
     for (i, (heads, queries, keys, dim)) in SIZES.into_iter().enumerate() {
         if only.is_some_and(|only| only != i) {
             continue;
         }
         let width = 3 * heads * dim;
-        let merged = values(queries.max(keys) * width);
+        let most = queries.max(keys);
+        let merged = values(most * width);
         let window = |part: usize, tokens: usize| {
-            let layout = Layout::new(&[1, heads, tokens, dim], &[0, dim, width, 1]).unwrap();
-            View::new(&merged, part * heads * dim, layout).unwrap()
+            let strides = if channels { [0, dim * most, 1, most] } else { [0, dim, width, 1] };
+            let layout = Layout::new(&[1, heads, tokens, dim], &strides).unwrap();
+            View::new(&merged, part * heads * dim * if channels { most } else { 1 }, layout).unwrap()
         };
         let mut y = vec![0.0; heads * queries * dim];
-        let to = Layout::new(&[1, heads, queries, dim], &[0, dim, heads * dim, 1]).unwrap();
+        let strides = if channels { [0, dim * queries, 1, queries] } else { [0, dim, heads * dim, 1] };
+        let to = Layout::new(&[1, heads, queries, dim], &strides).unwrap();
         let mut scratch = vec![0.0; attention_scratch(keys, dim, format, 1)];
         let op = Attention {
             q: window(0, queries),

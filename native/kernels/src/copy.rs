@@ -114,12 +114,12 @@ unsafe fn copy_rows<T: Copy>(
 
 /// `y[a * strides.1 + s] = x[s * strides.0 + a]` for every a of `adjacent` and s of `spread`, all of which can be read and
 /// written.
-struct Transpose {
-    x: *const f32,
-    y: *mut f32,
-    strides: (usize, usize),
-    adjacent: Range<usize>,
-    spread: Range<usize>,
+pub(crate) struct Transpose {
+    pub(crate) x: *const f32,
+    pub(crate) y: *mut f32,
+    pub(crate) strides: (usize, usize),
+    pub(crate) adjacent: Range<usize>,
+    pub(crate) spread: Range<usize>,
 }
 
 impl Kernel for Transpose {

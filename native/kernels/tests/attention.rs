@@ -7,21 +7,26 @@ use proptest::prelude::*;
 use scoregraph_kernels::attention::{Attention, Format, attention, attention_scratch};
 use scoregraph_kernels::{Context, Isa, Layout, Serial, View, ViewMut};
 
-/// How an operand lies in memory: `[n, H, S, D]`, `[n, S, H, D]` or with the elements of a row apart.
+/// How an operand lies in memory: `[n, H, S, D]`, `[n, S, H, D]`, an image `[n, H, D, S]` whose channels are some elements
+/// apart, or with both the elements and the rows apart.
 #[derive(Debug, Clone, Copy)]
 enum Order {
     Heads,
     Tokens,
+    Channels,
     Scattered,
 }
+
+const ORDERS: [Order; 4] = [Order::Heads, Order::Tokens, Order::Channels, Order::Scattered];
 
 fn layout([n, h, s, d]: [usize; 4], order: Order) -> (Layout, usize) {
     let strides = match order {
         Order::Heads => [h * s * d, s * d, d, 1],
         Order::Tokens => [s * h * d, d, h * d, 1],
-        Order::Scattered => [h * s * d, s * d, 1, s],
+        Order::Channels => [h * d * (s + 3), d * (s + 3), 1, s + 3],
+        Order::Scattered => [2 * h * s * d, 2 * s * d, 2, 2 * s],
     };
-    (Layout::new(&[n, h, s, d], &strides).unwrap(), n * h * s * d)
+    (Layout::new(&[n, h, s, d], &strides).unwrap(), strides[0] * n)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +46,8 @@ struct Case {
     queries: usize,
     keys: usize,
     dim: usize,
-    order: Order,
+    /// Of q, k, v and y.
+    orders: [Order; 4],
     mask: Mask,
     /// Multiplies q: large values make one weight take all.
     size: f32,
@@ -51,11 +57,14 @@ struct Case {
 impl Case {
     fn check(self, seed: u64) {
         let Case { n, heads, queries, keys, dim, .. } = self;
-        let (ql, qn) = layout([n, heads, queries, dim], self.order);
-        let (kl, kn) = layout([n, heads, keys, dim], self.order);
+        let [q_order, k_order, v_order, y_order] = self.orders;
+        let (ql, qn) = layout([n, heads, queries, dim], q_order);
+        let (kl, kn) = layout([n, heads, keys, dim], k_order);
+        let (vl, vn) = layout([n, heads, keys, dim], v_order);
+        let (yl, yn) = layout([n, heads, queries, dim], y_order);
         let mut numbers = Numbers(seed);
         let q: Vec<f32> = numbers.floats(qn).into_iter().map(|q| q * self.size).collect();
-        let (k, v) = (numbers.floats(kn), numbers.floats(kn));
+        let (k, v) = (numbers.floats(kn), numbers.floats(vn));
         let (ml, mut mask) = match self.mask {
             Mask::Keys => {
                 (Layout::new(&[n, heads, queries, keys], &[keys, 0, 0, 1]).unwrap(), numbers.floats(n * keys))
@@ -78,15 +87,19 @@ impl Case {
             let op = Attention {
                 q: View::new(&q, 0, ql).unwrap(),
                 k: View::new(&k, 0, kl).unwrap(),
-                v: View::new(&v, 0, kl).unwrap(),
+                v: View::new(&v, 0, vl).unwrap(),
                 mask: (!matches!(self.mask, Mask::None)).then(|| View::new(&mask, 0, ml).unwrap()),
                 scale,
                 format: self.format,
             };
-            let mut y = vec![f32::NAN; qn];
+            const UNTOUCHED: f32 = 3.5e33;
+            let mut y = vec![UNTOUCHED; yn];
             let mut scratch = vec![f32::NAN; attention_scratch(keys, dim, self.format, ctx.pool.threads())];
-            attention(ctx, &op, &mut ViewMut::new(&mut y, 0, ql).unwrap(), &mut scratch);
-            (0..qn).map(|i| y[ql.offset(i)]).collect()
+            attention(ctx, &op, &mut ViewMut::new(&mut y, 0, yl).unwrap(), &mut scratch);
+            let elements = yl.len();
+            let written = (0..elements).map(|i| std::mem::replace(&mut y[yl.offset(i)], UNTOUCHED)).collect();
+            assert!(y.iter().all(|&y| y == UNTOUCHED), "{} wrote between the elements of y", ctx.isa.name());
+            written
         });
         let mut want = Vec::with_capacity(qn);
         for row in 0..n * heads * queries {
@@ -104,7 +117,7 @@ impl Case {
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
             want.extend((0..dim).map(|d| {
-                (0..keys).map(|key| weights[key] * element(&v, &kl, (head * keys + key) * dim + d)).sum::<f64>() / total
+                (0..keys).map(|key| weights[key] * element(&v, &vl, (head * keys + key) * dim + d)).sum::<f64>() / total
             }));
         }
         // Scores are rounded relative to their size, which the exponential turns into an error of the weights.
@@ -129,12 +142,12 @@ proptest! {
     fn attention_is_the_weighted_mean(
         (n, heads) in (1..3usize, 1..4usize),
         (queries, keys, dim) in (1..70usize, 1..70usize, 1..50usize),
-        order in prop::sample::select(vec![Order::Heads, Order::Tokens, Order::Scattered]),
+        orders in [ORDERS; 4].map(|orders| prop::sample::select(orders.to_vec())),
         mask in prop::sample::select(vec![Mask::None, Mask::Full, Mask::Keys, Mask::Holes]),
         format in prop::sample::select(vec![Format::F32, Format::Bf16, Format::I8]),
         seed: u64,
     ) {
-        Case { n, heads, queries, keys, dim, order, mask, size: 1.0, format }.check(seed);
+        Case { n, heads, queries, keys, dim, orders, mask, size: 1.0, format }.check(seed);
     }
 }
 
@@ -147,7 +160,7 @@ fn several_blocks_of_keys() {
             queries: 100,
             keys: 700,
             dim: 16,
-            order: Order::Tokens,
+            orders: [Order::Tokens; 4],
             mask: Mask::None,
             size: 1.0,
             format,
@@ -155,13 +168,16 @@ fn several_blocks_of_keys() {
         for mask in [Mask::None, Mask::Full, Mask::Keys, Mask::Holes] {
             Case { mask, ..shape }.check(1);
         }
+        for orders in [[Order::Channels; 4], [Order::Scattered; 4]] {
+            Case { orders, queries: 250, dim: 40, ..shape }.check(2);
+        }
         Case { keys: 257, queries: 1, dim: 80, ..shape }.check(3);
         Case { keys: 77, queries: 230, dim: 160, ..shape }.check(4);
         Case { keys: 1, queries: 3, dim: 8, ..shape }.check(5);
     }
     let format = Format::F32;
-    let (order, mask) = (Order::Tokens, Mask::None);
-    Case { n: 1, heads: 2, queries: 100, keys: 512, dim: 64, order, mask, size: 40.0, format }.check(2);
+    let (orders, mask) = ([Order::Tokens; 4], Mask::None);
+    Case { n: 1, heads: 2, queries: 100, keys: 512, dim: 64, orders, mask, size: 40.0, format }.check(2);
 }
 
 /// Instruction sets with kernels of their own.

@@ -197,8 +197,8 @@ pub(super) unsafe fn pack_values<S: Simd>(
     }
 }
 
-/// Writes `factor` times rows `first..first + scales.len()` of q, which have `dim` elements, as unsigned bytes to `words`, and
-/// their scales, NaN if a row is not finite.
+/// Writes `factor` times the first `scales.len()` rows of q, which have `dim` elements, as unsigned bytes to `words`, and their
+/// scales, NaN if a row is not finite.
 ///
 /// # Safety
 /// The rows are readable.
@@ -206,7 +206,7 @@ pub(super) unsafe fn pack_values<S: Simd>(
 pub(super) unsafe fn pack_queries<S: Simd>(
     s: S,
     q: Matrix,
-    (first, dim): (usize, usize),
+    dim: usize,
     factor: f32,
     words: &mut [f32],
     scales: &mut [f32],
@@ -218,7 +218,7 @@ pub(super) unsafe fn pack_queries<S: Simd>(
             (scales.len(), dim),
             #[inline(always)]
             // SAFETY: elements of a row of q.
-            |row, at, n| unsafe { q.vector(s, (first + i * PANEL + row, at), n) },
+            |row, at, n| unsafe { q.vector(s, (i * PANEL + row, at), n) },
             factor,
             ROUND + UNSIGNED as f32,
             words,

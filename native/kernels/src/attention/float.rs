@@ -5,6 +5,7 @@
 
 use scoregraph_simd::{Kernel, Simd};
 
+use super::matrix::Matrix;
 use super::product::{Sums, multiply};
 use super::weights::{ROWS_IN_VECTORS, Running, Scored, round_bf16};
 use super::{Ends, KEY_BLOCK, QUERY_BLOCK, ROWS, Starts, Tile, WIDEST};
@@ -62,6 +63,7 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
         let (scores, rest) = rest.split_at_mut(lengths.scores);
         let (start_row, sums) = rest.split_at_mut(lengths.start);
         let (panels, padded) = (dim.div_ceil(PANEL), dim.next_multiple_of(PANEL));
+        let sums = sums.as_mut_ptr();
         // SAFETY: both operands have `keys` rows of `dim` elements, and the scratch has room for them packed: keys are
         // the columns of kᵀ, dimensions the columns of v.
         unsafe {
@@ -79,12 +81,15 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
         let factor = s.splat(factor);
         for block in (queries.0..queries.1).step_by(QUERY_BLOCK) {
             let block_rows = QUERY_BLOCK.min(queries.1 - block);
+            // SAFETY: rows of q; the sums have as many elements, and are not in use yet.
+            let q = unsafe { q.rows_from(block).in_rows(s, (block_rows, dim), sums) };
+            let averages = if y.has_rows() { y.rows_from(block) } else { Matrix::of_rows(sums, padded) };
             for (row, to) in rows_of_q.chunks_mut(dim).take(block_rows).enumerate() {
                 // SAFETY: a row of q.
                 unsafe {
                     q.read(
                         s,
-                        (block + row, 0),
+                        (row, 0),
                         to,
                         #[inline(always)]
                         |x| s.mul(factor, if BF16 { round_bf16(s, x) } else { x }),
@@ -125,10 +130,10 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                     let shrink = scored.soften::<S, BF16>(s);
                     let last = key + KEY_BLOCK >= keys;
                     let mut to = Averages {
-                        sums: Rows { ptr: sums.as_mut_ptr().wrapping_add(first * padded), stride: padded },
+                        sums: Rows { ptr: sums.wrapping_add(first * padded), stride: padded },
                         shrink: (key > 0).then_some(&shrink),
-                        // SAFETY: rows of y, which only this tile writes.
-                        ends: last.then(|| unsafe { Ends::new(y, block + first, dim, &running[first..][..rows]) }),
+                        // SAFETY: rows of y, which only this tile writes, or of the sums.
+                        ends: last.then(|| unsafe { Ends::new(averages, first, dim, &running[first..][..rows]) }),
                     };
                     // SAFETY: as above, and a row of every panel of the packed values.
                     unsafe {
@@ -138,6 +143,10 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                     }
                 }
                 key += KEY_BLOCK;
+            }
+            if !y.has_rows() {
+                // SAFETY: the averages are in the sums; rows of y, which only this tile writes.
+                unsafe { averages.copy(s, y.rows_from(block), (block_rows, dim)) };
             }
         }
     }

@@ -6,6 +6,7 @@
 use scoregraph_simd::{DotKernel, Dots, Simd};
 
 use super::bytes::{self, Keys, WORD};
+use super::matrix::Matrix;
 use super::product::{Sums, multiply};
 use super::weights::{ROWS_IN_VECTORS, Running, Scored};
 use super::{Ends, KEY_BLOCK, QUERY_BLOCK, ROWS, Starts, Tile, WIDEST};
@@ -25,10 +26,11 @@ struct Lengths {
     padded_dim: usize,
     queries: usize,
     rows: usize,
+    copied: usize,
 }
 
 /// The parts of a tile's scratch.
-const PARTS: usize = 13;
+const PARTS: usize = 14;
 
 impl Lengths {
     fn new(keys: usize, dim: usize) -> Lengths {
@@ -40,11 +42,12 @@ impl Lengths {
             padded_dim,
             queries: (QUERY_BLOCK * words).next_multiple_of(PANEL),
             rows: PANEL * words,
+            copied: (keys * dim).next_multiple_of(PANEL),
         }
     }
 
     /// Keys, their scales, starts, biases and mean; values, scales of channels; queries, scores, weights, starts of scores, sums;
-    /// words of some rows.
+    /// words of some rows; values or keys in rows.
     fn all(self) -> [usize; PARTS] {
         [
             self.keys,
@@ -60,6 +63,7 @@ impl Lengths {
             KEY_BLOCK,
             QUERY_BLOCK * self.padded_dim,
             self.rows,
+            self.copied,
         ]
     }
 }
@@ -85,22 +89,26 @@ impl DotKernel for Integer<'_> {
         }
         let [key_words, key_scales, key_starts, key_biases, mean, values, value_scales, query_words, parts @ ..] =
             parts;
-        let [scores, weights, start_row, sums, rows] = parts;
+        let [scores, weights, start_row, sums, rows, copied] = parts;
+        let (sums, copied) = (sums.as_mut_ptr(), copied.as_mut_ptr());
         let mut packed = Keys { words: key_words, scales: key_scales, starts: key_starts, biases: key_biases };
-        // SAFETY: both operands have `keys` rows of `dim` elements.
+        // SAFETY: both operands have `keys` rows of `dim` elements, and there is room for the copy of one.
         let doubt = unsafe {
+            let v = v.in_rows(s, (keys, dim), copied);
             bytes::pack_values(s, v, (keys, dim), values, value_scales, mean);
+            let k = k.in_rows(s, (keys, dim), copied);
             packed.pack(s, k, (keys, dim), mean, rows)
         };
         let rounded = mask.is_none() && packed.round(s, (keys, dim));
         for block in (queries.0..queries.1).step_by(QUERY_BLOCK) {
             let block_rows = QUERY_BLOCK.min(queries.1 - block);
             let mut query_scales = [0.0; QUERY_BLOCK];
-            // SAFETY: rows of q.
+            // SAFETY: rows of q; the sums have as many elements, and are not in use yet.
             unsafe {
-                let scales = &mut query_scales[..block_rows];
-                bytes::pack_queries(s, q, (block, dim), factor, query_words, scales);
+                let q = q.rows_from(block).in_rows(s, (block_rows, dim), sums);
+                bytes::pack_queries(s, q, dim, factor, query_words, &mut query_scales[..block_rows]);
             }
+            let averages = if y.has_rows() { y.rows_from(block) } else { Matrix::of_rows(sums, padded) };
             query_scales.iter_mut().for_each(|scale| *scale += doubt);
             let mut running = [Running::START; QUERY_BLOCK];
             // At least one block of keys, so that y is written where there are none.
@@ -147,13 +155,13 @@ impl DotKernel for Integer<'_> {
                     } else {
                         scored.soften_to_bytes::<S, true>(s, &[1.0; ROWS][..count], weights)
                     };
-                    let sums = Rows { ptr: sums.as_mut_ptr().wrapping_add(first * padded), stride: padded };
+                    let sums = Rows { ptr: sums.wrapping_add(first * padded), stride: padded };
                     let last = key + KEY_BLOCK >= keys;
                     let mut to = Averages {
                         sums,
                         shrink: (key > 0).then_some(&shrink),
-                        // SAFETY: rows of y, which only this tile writes.
-                        ends: last.then(|| unsafe { Ends::new(y, block + first, dim, &running[first..][..count]) }),
+                        // SAFETY: rows of y, which only this tile writes, or of the sums.
+                        ends: last.then(|| unsafe { Ends::new(averages, first, dim, &running[first..][..count]) }),
                         value_scales: value_scales.as_ptr(),
                     };
                     // SAFETY: as above, and words of every panel of the packed values.
@@ -164,6 +172,10 @@ impl DotKernel for Integer<'_> {
                     }
                 }
                 key += KEY_BLOCK;
+            }
+            if !y.has_rows() {
+                // SAFETY: the averages are in the sums; rows of y, which only this tile writes.
+                unsafe { averages.copy(s, y.rows_from(block), (block_rows, dim)) };
             }
         }
     }
