@@ -128,6 +128,18 @@ impl<S: Simd> QuantizeVector<S> {
         s.and(s.add_i(s.round_i(x), self.zero), self.top)
     }
 
+    /// The bytes of four values of each lane side by side, the first lowest; that of a NaN is 0.
+    #[inline(always)]
+    pub(crate) fn quads(&self, s: S, x: [S::F; 4]) -> S::I {
+        let mut parts = [self.zero; 4];
+        for (part, x) in parts.iter_mut().zip(x) {
+            // Only from above do values have to be kept in the range of integers: what is below it, and a NaN, becomes the
+            // least, and bytes saturate at 0.
+            *part = s.add_i(s.round_i(s.min(self.high, s.mul(x, self.inv))), self.zero);
+        }
+        s.join_bytes(parts)
+    }
+
     /// The bytes of a row.
     ///
     /// # Safety

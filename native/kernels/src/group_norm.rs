@@ -65,7 +65,7 @@ pub enum Normed<'a> {
 
 /// Floats of working memory that [`group_norm`] needs for `n` samples, where the result is quantized.
 pub fn group_norm_scratch(n: usize, channels: usize) -> usize {
-    n * channels * (COEFFICIENTS + 2)
+    n * channels * (KEPT + 2)
 }
 
 /// `group_norm` of `x` \[n, C, …\], whose pixels are dense, into `y`. The variance is biased and computed from centred values.
@@ -102,20 +102,23 @@ pub fn group_norm(ctx: &Context, op: &GroupNorm, x: &View, y: &mut Normed, scrat
             assert_eq!(y.len(), n * channels.next_multiple_of(QUAD) * space, "the size of the result");
             assert!(grid.rows() > 0 && n.is_multiple_of(grid.rows()), "{} grid rows of {n} samples", grid.rows());
             let (share, top) = (n / grid.rows(), *top);
-            let (coefficients, extents) =
-                scratch[..group_norm_scratch(n, channels)].split_at_mut(n * channels * COEFFICIENTS);
+            let (coefficients, extents) = scratch[..group_norm_scratch(n, channels)].split_at_mut(n * channels * KEPT);
             let parts = (Disjoint::new(coefficients), Disjoint::new(extents));
             let measured = matches!(grid, Grid::Measured(_));
             for_row_ranges(ctx, n * groups, width * space, |range, _| {
                 let planes = range.start * width..range.end * width;
                 // SAFETY: tiles are different, so the planes of their groups are.
                 let (coefficients, extents) = unsafe {
-                    let coefficients = parts.0.part(planes.start * COEFFICIENTS..planes.end * COEFFICIENTS);
-                    (coefficients, measured.then(|| parts.1.part(2 * planes.start..2 * planes.end)))
+                    let coefficients = parts.0.part(planes.start * KEPT..planes.end * KEPT);
+                    (coefficients, parts.1.part(2 * planes.start..2 * planes.end))
                 };
-                ctx.isa.dispatch(Groups { job: &job, range, result: GroupResult::Coefficients(coefficients, extents) });
+                ctx.isa.dispatch(Groups {
+                    job: &job,
+                    range,
+                    result: GroupResult::Coefficients(coefficients, extents, measured),
+                });
             });
-            let (coefficients, _) = coefficients.as_chunks::<COEFFICIENTS>();
+            let (coefficients, _) = coefficients.as_chunks::<KEPT>();
             match grid {
                 Grid::Given(grid) => {
                     let (rows, _) = grid.as_chunks::<2>();
@@ -184,8 +187,8 @@ struct Groups<'a> {
 enum GroupResult<'a> {
     /// They are normalised into a view of these strides.
     Values(&'a ViewMut<'a>, [usize; 2]),
-    /// The [`COEFFICIENTS`] of their channels are kept, and if need be the [`Extent`] of what they make of each.
-    Coefficients(&'a mut [f32], Option<&'a mut [f32]>),
+    /// Of each of their channels there is [`KEPT`], and if asked for the [`Extent`] of its result.
+    Coefficients(&'a mut [f32], &'a mut [f32], bool),
 }
 
 impl Kernel for Groups<'_> {
@@ -213,20 +216,20 @@ impl Kernel for Groups<'_> {
                         normalize(s, &affine, op.act, planes.plane(sample, channel), y);
                     }
                 }
-                GroupResult::Coefficients(kept, extents) => {
-                    let moments = match extents {
-                        Some(ends) => moments::<S, true>(s, planes, sample, channels.clone(), &mut ends[2 * own..]),
-                        None => moments::<S, false>(s, planes, sample, channels.clone(), &mut []),
-                    };
+                GroupResult::Coefficients(kept, extents, measured) => {
+                    let moments = moments::<S, true>(s, planes, sample, channels.clone(), &mut extents[2 * own..]);
                     let normalizer = moments.normalizer(op.eps);
                     for (at, channel) in channels.enumerate() {
                         let coefficients = self.job.coefficients(sample, channel, normalizer);
-                        kept[(own + at) * COEFFICIENTS..][..COEFFICIENTS].copy_from_slice(&coefficients);
-                        if let Some(extents) = extents {
-                            let ends = &mut extents[2 * (own + at)..][..2];
-                            let extent = Affine::new(s, coefficients).extent(s, [ends[0], ends[1]], op.act);
-                            ends.copy_from_slice(&extent.times(op.factor(channel)).pack());
+                        let affine = Affine::new(s, coefficients);
+                        let ends = &mut extents[2 * (own + at)..][..2];
+                        let (v, w) = (affine.apply(s, s.splat(ends[0])), affine.apply(s, s.splat(ends[1])));
+                        if *measured {
+                            ends.copy_from_slice(&extent(s, v, w, op.act).times(op.factor(channel)).pack());
                         }
+                        let [mean, factor, addend] = coefficients;
+                        let reach = s.reduce_max(s.max(s.abs(v), s.abs(w)));
+                        kept[(own + at) * KEPT..][..KEPT].copy_from_slice(&[mean, factor, addend, reach]);
                     }
                 }
             }
@@ -236,6 +239,8 @@ impl Kernel for Groups<'_> {
 
 /// Numbers that normalise a channel of a sample, see [`Affine`].
 const COEFFICIENTS: usize = 3;
+/// Those of a channel, and how far its normalised values reach from 0: NaN if one is.
+const KEPT: usize = COEFFICIENTS + 1;
 
 /// `(x - mean) * factor + addend`
 #[derive(Clone, Copy)]
@@ -256,22 +261,21 @@ impl<S: Simd> Affine<S> {
     fn apply(&self, s: S, x: S::F) -> S::F {
         s.mul_add(s.sub(x, self.mean), self.factor, self.addend)
     }
+}
 
-    /// What `act` makes of the interval between the normalised values of two ends.
-    #[inline(always)]
-    fn extent(&self, s: S, [first, last]: [f32; 2], act: Act) -> Extent {
-        let (v, w) = (self.apply(s, s.splat(first)), self.apply(s, s.splat(last)));
-        let (f, g) = (act.apply(s, v), act.apply(s, w));
-        let zero = s.splat(0.0);
-        // A product with 0 keeps NaN and infinities.
-        let finite = s.reduce_add(s.mul_add(f, zero, s.mul(g, zero))) == 0.0;
-        let (low, high) = (s.reduce_min(s.min(s.min(f, g), zero)), s.reduce_max(s.max(s.max(f, g), zero)));
-        match bottom(act) {
-            Some((at, value)) if s.reduce_min(s.min(v, w)) <= at && at <= s.reduce_max(s.max(v, w)) => {
-                Extent { low: low.min(value), high, finite }
-            }
-            _ => Extent { low, high, finite },
+/// What `act` makes of the interval between `v` and `w`.
+#[inline(always)]
+fn extent<S: Simd>(s: S, v: S::F, w: S::F, act: Act) -> Extent {
+    let (f, g) = (act.apply(s, v), act.apply(s, w));
+    let zero = s.splat(0.0);
+    // A product with 0 keeps NaN and infinities.
+    let finite = s.reduce_add(s.mul_add(f, zero, s.mul(g, zero))) == 0.0;
+    let (low, high) = (s.reduce_min(s.min(s.min(f, g), zero)), s.reduce_max(s.max(s.max(f, g), zero)));
+    match bottom(act) {
+        Some((at, value)) if s.reduce_min(s.min(v, w)) <= at && at <= s.reduce_max(s.max(v, w)) => {
+            Extent { low: low.min(value), high, finite }
         }
+        _ => Extent { low, high, finite },
     }
 }
 
@@ -302,7 +306,7 @@ fn normalize<S: Simd>(s: S, affine: &Affine<S>, act: Act, x: &[f32], y: &mut [f3
 fn write_quads(
     ctx: &Context,
     job: &Job,
-    coefficients: &[[f32; COEFFICIENTS]],
+    kept: &[[f32; KEPT]],
     y: &mut [u8],
     known: &(dyn Fn(usize) -> Quantizer + Sync),
 ) {
@@ -311,7 +315,7 @@ fn write_quads(
     let count = y.len() / (QUAD * space) * pieces;
     let y = Disjoint::new(y);
     for_row_ranges(ctx, count, QUAD * space.min(PIECE), |range, _| {
-        ctx.isa.dispatch(WriteQuads { job, coefficients, quads, pieces, range, known, y: &y });
+        ctx.isa.dispatch(WriteQuads { job, kept, quads, pieces, range, known, y: &y });
     });
 }
 
@@ -319,7 +323,7 @@ fn write_quads(
 struct WriteQuads<'a> {
     job: &'a Job<'a>,
     /// Of all channels of all samples.
-    coefficients: &'a [[f32; COEFFICIENTS]],
+    kept: &'a [[f32; KEPT]],
     /// Quads of a sample.
     quads: usize,
     /// Pieces of a quad.
@@ -335,84 +339,97 @@ impl Kernel for WriteQuads<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.job.op.act {
-            // Bytes do not show the difference.
-            Act::Silu => self.write(
+        match self.job.op.smooth {
+            None => self.write(
                 s,
                 #[inline(always)]
-                |v| silu_coarse(s, v),
+                |_, v| v,
             ),
-            act => self.write(
+            Some(factors) => self.write(
                 s,
                 #[inline(always)]
-                |v| act.apply(s, v),
+                |channel, v| s.mul(v, s.splat(factors[channel])),
             ),
         }
     }
 }
 
 impl WriteQuads<'_> {
+    /// Writes the bytes of `smooth(channel, act(normalised value))`.
     #[inline(always)]
-    fn write<S: Simd>(&self, s: S, act: impl Fn(S::F) -> S::F) {
-        let GroupNorm { channels, .. } = *self.job.op;
+    fn write<S: Simd>(&self, s: S, smooth: impl Fn(usize, S::F) -> S::F) {
+        let GroupNorm { channels, act, .. } = *self.job.op;
         let space = self.job.planes.space;
         for piece in self.range.clone() {
             let (quad, first) = (piece / self.pieces, piece % self.pieces * PIECE);
             let (sample, channel) = (quad / self.quads, quad % self.quads * QUAD);
-            let last = (first + PIECE).min(space);
+            let pixels = first..(first + PIECE).min(space);
             // SAFETY: pieces are different, so their quads or pixels are.
-            let y = unsafe { self.y.part(QUAD * (quad * space + first)..QUAD * (quad * space + last)) };
+            let y = unsafe { self.y.part(QUAD * (quad * space + pixels.start)..QUAD * (quad * space + pixels.end)) };
             let quantize = (self.known)(sample).vectors(s);
-            // Channel by channel, so that the constants stay in registers; y stays in the cache.
-            for (place, channel) in (channel..channels.min(channel + QUAD)).enumerate() {
-                let bytes = ChannelBytes {
-                    x: &self.job.planes.plane(sample, channel)[first..last],
-                    affine: Affine::new(s, self.coefficients[sample * channels + channel]),
-                    factor: s.splat(self.job.op.factor(channel)),
-                    quantize,
-                    shift: 8 * place as u32,
-                };
-                match place {
-                    0 => bytes.write::<true>(s, y, &act),
-                    _ => bytes.write::<false>(s, y, &act),
-                }
+            // Beyond the last channel any bytes do: they are its own.
+            let quad = [0, 1, 2, 3].map(|place| (channel + place).min(channels - 1));
+            let planes = quad.map(|channel| &self.job.planes.plane(sample, channel)[pixels.clone()]);
+            let kept = quad.map(|channel| self.kept[sample * channels + channel]);
+            if act == Act::Silu && kept.iter().all(is_tame) {
+                let (factors, addends) = (
+                    kept.map(|[_, factor, ..]| s.splat(factor)),
+                    kept.map(|[mean, factor, addend, _]| s.splat(addend - mean * factor)),
+                );
+                write_quad(
+                    s,
+                    planes,
+                    y,
+                    &quantize,
+                    #[inline(always)]
+                    |place, x| smooth(quad[place], silu_coarse(s, s.mul_add(x, factors[place], addends[place]))),
+                );
+            } else {
+                let affines = kept.map(|[mean, factor, addend, _]| Affine::new(s, [mean, factor, addend]));
+                write_quad(
+                    s,
+                    planes,
+                    y,
+                    &quantize,
+                    #[inline(always)]
+                    |place, x| smooth(quad[place], act.apply(s, affines[place].apply(s, x))),
+                );
             }
         }
     }
 }
 
-/// What makes the bytes of a channel.
-struct ChannelBytes<'a, S: Simd> {
-    x: &'a [f32],
-    affine: Affine<S>,
-    factor: S::F,
-    quantize: QuantizeVector<S>,
-    /// Where its byte lies in the four of a pixel.
-    shift: u32,
+/// Whether bytes do not show what is left out for the sake of speed: the mean need not be subtracted by itself, whose
+/// rounding weighs 1e-5 at most, and [`silu_coarse`] has the values in its range.
+fn is_tame([mean, factor, _, reach]: &[f32; KEPT]) -> bool {
+    (mean * factor).abs() <= 64.0 && *reach <= 80.0
 }
 
-impl<S: Simd> ChannelBytes<'_, S> {
-    /// Writes them to `y` \[pixels, 4\]: the first channel of a quad clears the bytes of the others, which add theirs.
-    #[inline(always)]
-    fn write<const FIRST: bool>(&self, s: S, y: &mut [u8], act: &impl Fn(S::F) -> S::F) {
-        assert_eq!(y.len(), QUAD * self.x.len());
-        let y = y.as_mut_ptr();
-        for_vectors(
-            s,
-            self.x,
-            #[inline(always)]
-            |at, n, x| {
-                let v = s.mul(act(self.affine.apply(s, x)), self.factor);
-                let bytes = s.shl(self.quantize.bytes(s, v), self.shift);
-                // SAFETY: `at + n` pixels are in y; a float's lane moves four bytes as they are.
-                unsafe {
-                    let to = y.add(QUAD * at).cast();
-                    let bytes = if FIRST { bytes } else { s.or(bytes, s.bits(s.load_first(to, n))) };
-                    s.store_first(to, s.from_bits(bytes), n);
-                }
-            },
-        );
-    }
+/// Writes the bytes of `value(place, x)` of four channels, places 0 to 3, to `y` \[pixels, 4\].
+#[inline(always)]
+fn write_quad<S: Simd>(
+    s: S,
+    planes: [&[f32]; QUAD],
+    y: &mut [u8],
+    quantize: &QuantizeVector<S>,
+    value: impl Fn(usize, S::F) -> S::F,
+) {
+    assert!(planes.iter().all(|plane| QUAD * plane.len() == y.len()));
+    let y = y.as_mut_ptr();
+    for_vectors(
+        s,
+        planes[0],
+        #[inline(always)]
+        |at, n, _| {
+            let mut values = [s.splat(0.0); QUAD];
+            for place in 0..QUAD {
+                // SAFETY: all planes have the pixels `at..at + n`.
+                values[place] = value(place, unsafe { s.load_first(planes[place].as_ptr().add(at), n) });
+            }
+            // SAFETY: `at + n` pixels are in y; a float's lane moves four bytes as they are.
+            unsafe { s.store_first(y.add(QUAD * at).cast(), s.from_bits(quantize.quads(s, values)), n) };
+        },
+    );
 }
 
 /// Elements whose sums are taken in float32; the blocks are merged in float64.

@@ -94,6 +94,13 @@ fn pin_three(mut ptr: *const f32, mut a: __m256, mut b: __m256, mut c: __m256) -
     (ptr, a, b, c)
 }
 
+/// The order that makes rows of the columns of 4 by 4 bytes.
+#[inline]
+#[target_feature(enable = "sse2")]
+pub(crate) fn transposed_bytes() -> __m128i {
+    _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+}
+
 /// Defines arithmetic methods: `name(operands) -> result = intrinsics`.
 macro_rules! ops {
     ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:expr;)*) => {$(
@@ -268,6 +275,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         eq_i(a: __m256i, b: __m256i) -> __m256 = _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b));
         to_f(a: __m256i) -> __m256 = _mm256_cvtepi32_ps(a);
         round_i(a: __m256) -> __m256i = _mm256_cvtps_epi32(a);
+        join_bytes(parts: [__m256i; 4]) -> __m256i = {
+            let [a, b, c, d] = parts;
+            // In each half the bytes of four lanes of a, then of b, c and d.
+            let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(transposed_bytes()))
+        };
         bits(a: __m256) -> __m256i = _mm256_castps_si256(a);
         from_bits(a: __m256i) -> __m256 = _mm256_castsi256_ps(a);
     }

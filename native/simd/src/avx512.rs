@@ -194,6 +194,12 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         to_f(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
         ldexp(a: __m512, n: __m512i) -> __m512 = _mm512_scalef_ps(a, _mm512_cvtepi32_ps(n));
         round_i(a: __m512) -> __m512i = _mm512_cvtps_epi32(a);
+        join_bytes(parts: [__m512i; 4]) -> __m512i = {
+            let [a, b, c, d] = parts;
+            // In each quarter the bytes of four lanes of a, then of b, c and d.
+            let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(crate::avx2::transposed_bytes()))
+        };
         bits(a: __m512) -> __m512i = _mm512_castps_si512(a);
         from_bits(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
     }

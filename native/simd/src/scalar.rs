@@ -215,7 +215,13 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn round_i(self, a: f32) -> i32 {
-        a.round_ties_even() as i32
+        let whole = a.round_ties_even();
+        if (-2_147_483_648.0..2_147_483_648.0).contains(&whole) { whole as i32 } else { i32::MIN }
+    }
+
+    #[inline(always)]
+    fn join_bytes(self, parts: [i32; 4]) -> i32 {
+        i32::from_le_bytes(parts.map(|part| part.clamp(0, 255) as u8))
     }
 
     #[inline(always)]

@@ -100,6 +100,7 @@ impl<S: Simd> Simd for Unfused<S> {
         eq_i(a: S::I, b: S::I) -> S::M;
         to_f(a: S::I) -> S::F;
         round_i(a: S::F) -> S::I;
+        join_bytes(parts: [S::I; 4]) -> S::I;
         bits(a: S::F) -> S::I;
         from_bits(a: S::I) -> S::F;
     }

@@ -167,8 +167,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn eq_i(self, a: Self::I, b: Self::I) -> Self::M;
     /// Signed integers as `f32`, rounded to nearest.
     fn to_f(self, a: Self::I) -> Self::F;
-    /// Rounds to the nearest integer, ties to even; meaningless outside the range of `i32`.
+    /// Rounds to the nearest integer, ties to even; `i32::MIN` for NaN and outside the range of `i32`.
     fn round_i(self, a: Self::F) -> Self::I;
+    /// Byte k of every lane is that lane of `parts[k]`, saturated to 0..=255.
+    fn join_bytes(self, parts: [Self::I; 4]) -> Self::I;
     /// The bits of floats.
     fn bits(self, a: Self::F) -> Self::I;
     /// The floats of bits.

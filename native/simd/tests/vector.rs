@@ -225,11 +225,48 @@ impl Kernel for Across {
         for (x, want) in [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (7.49, 7), (-7.51, -8)] {
             assert_eq!(s.reduce_max(s.to_f(s.round_i(s.splat(x)))), want as f32);
         }
+        for x in [f32::NAN, -3e9, f32::NEG_INFINITY, 2_147_483_648.0, f32::INFINITY] {
+            assert!(s.reduce_max(s.to_f(s.round_i(s.splat(x)))) == i32::MIN as f32, "{x}");
+        }
         for (x, n, want) in [(1.5, 3, 12.0), (1.0, 127, 1.701_411_8e38), (1.0, 128, f32::INFINITY), (1.0, -149, 1e-45)]
         {
             assert_eq!(s.reduce_max(s.ldexp(s.splat(x), s.splat_i(n))), want);
         }
         assert_eq!(s.reduce_max(s.map_lanes(s.splat(3.0), |x| x + 1.0)), 4.0);
+    }
+}
+
+/// Bytes of four vectors joined, as lanes.
+struct Joined<'a>([&'a [i32]; 4]);
+
+impl Kernel for Joined<'_> {
+    type Output = Vec<i32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<i32> {
+        let mut joined = vec![0; self.0[0].len()];
+        for (at, to) in joined.chunks_exact_mut(S::LANES).enumerate() {
+            let mut parts = [s.splat_i(0); 4];
+            for (part, from) in parts.iter_mut().zip(self.0) {
+                // SAFETY: a chunk of the part, which is as long as what is joined.
+                *part = unsafe { s.load_i(from[at * S::LANES..][..S::LANES].as_ptr()) };
+            }
+            // SAFETY: the chunk has LANES elements.
+            unsafe { s.store_i(to.as_mut_ptr(), s.join_bytes(parts)) };
+        }
+        joined
+    }
+}
+
+#[test]
+fn joined_bytes_saturate() {
+    let ends = [i32::MIN, -40_000, -32_769, -1, 0, 1, 127, 128, 255, 256, 32_767, 32_768, 65_536, i32::MAX];
+    let parts: [Vec<i32>; 4] =
+        std::array::from_fn(|k| (0..112).map(|i| ends[(i * (k + 1) + k) % ends.len()]).collect());
+    let want: Vec<i32> =
+        (0..112).map(|i| i32::from_le_bytes([0, 1, 2, 3].map(|k: usize| parts[k][i].clamp(0, 255) as u8))).collect();
+    for isa in isas() {
+        assert_eq!(isa.dispatch(Joined([&parts[0], &parts[1], &parts[2], &parts[3]])), want, "{}", isa.name());
     }
 }
 
