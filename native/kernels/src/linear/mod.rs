@@ -21,6 +21,8 @@ const TILE_PANELS: usize = 6;
 const TILE_COLS: usize = TILE_PANELS * PANEL;
 /// Rows of a part of y at most.
 const TILE_ROWS: usize = gemm::MOST_ROWS;
+/// So many rows are worth that a thread reads all weights.
+const OWN_ROWS: usize = 32;
 
 /// Types of integer weights, by what they hold and how they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,18 +303,22 @@ impl Part {
     }
 }
 
-/// Cuts y \[m, n\] into parts and runs `f` on each.
+/// Cuts y \[m, n\] into parts and runs `f` on each. Where every thread has many rows, it computes whole rows: the same as in
+/// the calls before and after, so that they are in its cache.
 fn for_parts(ctx: &Context, (m, n): (usize, usize), f: impl Fn(Part) + Sync) {
-    let tile_rows = gemm::even_share(m, TILE_ROWS);
-    let (down, panels) = (m.div_ceil(tile_rows), n.div_ceil(PANEL));
+    let threads = ctx.pool.threads();
+    let blocks = if m >= threads * OWN_ROWS { threads } else { 1 };
+    let (down, panels) = (m.div_ceil(blocks).div_ceil(TILE_ROWS), n.div_ceil(PANEL));
     // In pairs of panels, of which tiles of registers take two.
     let pairs = panels.div_ceil(2);
-    let across = parts_across(panels, down, ctx.pool.threads()).min(pairs);
-    // Parts that share weights follow each other.
-    ctx.pool.run(down * across, &|tile, _| {
-        let (row, part) = (tile % down * tile_rows, tile / down);
+    let across = parts_across(panels, blocks * down, threads).min(pairs);
+    ctx.pool.run(blocks * across * down, &|tile, _| {
+        let (block, within) = (tile / (across * down), tile % (across * down));
+        // Parts that share weights follow each other.
+        let (part, rows) = (within / down, block * down + within % down);
+        let (row, last) = (m * rows / (blocks * down), m * (rows + 1) / (blocks * down));
         let (col, end) = (part * pairs / across * 2 * PANEL, (part + 1) * pairs / across * 2 * PANEL);
-        f(Part { row, col, rows: tile_rows.min(m - row), cols: end.min(n) - col });
+        f(Part { row, col, rows: last - row, cols: end.min(n) - col });
     });
 }
 
@@ -328,4 +334,55 @@ fn row_starts(layout: &Layout, (m, n): (usize, usize), what: &str) -> RowStarts 
     let starts = RowStarts::new(layout).unwrap_or_else(|| panic!("the rows of {what} have adjacent elements"));
     assert_eq!((starts.rows, starts.cols), (m, n), "the shape of {what}");
     starts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use scoregraph_simd::Parallel;
+
+    use super::*;
+
+    /// Several threads as far as kernels can tell; all tiles run on the caller.
+    struct Threads(usize);
+
+    impl Parallel for Threads {
+        fn threads(&self) -> usize {
+            self.0
+        }
+
+        fn run(&self, tiles: usize, f: &(dyn Fn(usize, usize) + Sync)) {
+            (0..tiles).for_each(|tile| f(tile, 0));
+        }
+    }
+
+    /// Every element is in one part, and a thread's share of them, taken in order, is whole rows where it has many.
+    #[test]
+    fn parts_cover_a_product_once_and_threads_have_rows_of_their_own() {
+        for threads in [1, 2, 3, 7, 64] {
+            for m in [1, 2, 31, 63, 64, 65, 96, 145, 256, 449, 1000] {
+                for n in [1, 16, 17, 95, 96, 384, 1000] {
+                    let parts = Mutex::new(Vec::new());
+                    let ctx = Context { isa: Isa::Scalar, pool: &Threads(threads) };
+                    for_parts(&ctx, (m, n), |part| parts.lock().unwrap().push(part));
+                    let (mut hits, parts) = (vec![0; m * n], parts.into_inner().unwrap());
+                    for part in &parts {
+                        assert!(part.rows <= TILE_ROWS && part.cols <= TILE_COLS && part.col.is_multiple_of(PANEL));
+                        for row in part.row..part.row + part.rows {
+                            hits[row * n + part.col..][..part.cols].iter_mut().for_each(|hit| *hit += 1);
+                        }
+                    }
+                    assert!(hits.iter().all(|&hit| hit == 1), "{m} by {n} on {threads} threads");
+                    if m >= threads * OWN_ROWS {
+                        let of_thread = |t: usize| &parts[parts.len() * t / threads..parts.len() * (t + 1) / threads];
+                        let own = |t: usize| m * t / threads..m * (t + 1) / threads;
+                        let keeps =
+                            |t| of_thread(t).iter().all(|p| own(t).start <= p.row && p.row + p.rows <= own(t).end);
+                        assert!((0..threads).all(keeps), "{m} by {n} on {threads} threads");
+                    }
+                }
+            }
+        }
+    }
 }
