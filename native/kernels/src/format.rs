@@ -72,6 +72,7 @@ pub struct Quantizer {
 
 impl Quantizer {
     /// The grid row that spans `extent` with the bytes 0 … `top`, and its quantizer.
+    #[inline(always)]
     pub fn spanning(extent: Extent, top: u8) -> ([f32; 2], Quantizer) {
         let (range, levels) = (extent.high - extent.low, f32::from(top));
         if !extent.finite || !range.is_finite() {
@@ -88,6 +89,7 @@ impl Quantizer {
     }
 
     /// The quantizer of a grid row that was chosen before. A zero that is none (not a whole number of 0 … `top`) counts as 0.
+    #[inline(always)]
     pub fn of_grid(grid: [f32; 2], top: u8) -> Quantizer {
         let [scale, zero] = grid;
         let inv = 1.0 / scale;
@@ -103,7 +105,7 @@ impl Quantizer {
             low: s.splat(-self.zero),
             high: s.splat(f32::from(self.top) - self.zero),
             zero: s.splat_i(self.zero as i32),
-            top: s.splat_i(i32::from(self.top)),
+            top: self.top,
         }
     }
 }
@@ -115,17 +117,16 @@ pub(crate) struct QuantizeVector<S: Simd> {
     low: S::F,
     high: S::F,
     zero: S::I,
-    top: S::I,
+    top: u8,
 }
 
 impl<S: Simd> QuantizeVector<S> {
-    /// The bytes of `x`, a lane each; that of a NaN is 0.
+    /// The bytes of `x`, a lane each, 0 … top whatever it is: buffers of 7-bit bytes rely on that. That of a NaN is 0.
     #[inline(always)]
     pub(crate) fn bytes(&self, s: S, x: S::F) -> S::I {
         // Clamped before it is rounded, which is the same since the bounds are whole, and keeps it in the range of integers.
         let x = s.min(s.max(s.mul(x, self.inv), self.low), self.high);
-        // Already 0 … top: the mask makes it true of any operand, which buffers of 7-bit bytes rely on.
-        s.and(s.add_i(s.round_i(x), self.zero), self.top)
+        s.add_i(s.round_i(x), self.zero)
     }
 
     /// The bytes of four values of each lane side by side, the first lowest; that of a NaN is 0.
@@ -146,12 +147,61 @@ impl<S: Simd> QuantizeVector<S> {
     /// `to` has room for as many bytes as the row has elements.
     #[inline(always)]
     pub(crate) unsafe fn row(&self, s: S, row: &[f32], to: *mut u8) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.blocks(
+                s,
+                row,
+                to,
+                #[inline(always)]
+                |x| self.bytes(s, x),
+            );
+        }
+    }
+
+    /// The bytes of a row that the grid spans: its largest value may round beyond the last byte, which storing clamps. A NaN's
+    /// is the least integer, and so 0; where there is one, so is the grid's zero.
+    ///
+    /// # Safety
+    /// As [`QuantizeVector::row`].
+    #[inline(always)]
+    pub(crate) unsafe fn spanned_row(&self, s: S, row: &[f32], to: *mut u8) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.blocks(
+                s,
+                row,
+                to,
+                #[inline(always)]
+                |x| s.add_i(s.round_i(s.mul(x, self.inv)), self.zero),
+            );
+        }
+    }
+
+    /// Writes the bytes of a row: of whole blocks of four vectors those that `bytes` makes, clamped.
+    ///
+    /// # Safety
+    /// As [`QuantizeVector::row`].
+    #[inline(always)]
+    unsafe fn blocks(&self, s: S, row: &[f32], to: *mut u8, bytes: impl Fn(S::F) -> S::I) {
+        let mut blocks = row.chunks_exact(4 * S::LANES);
+        let mut at = 0;
+        for block in &mut blocks {
+            let mut four = [self.zero; 4];
+            for (i, own) in four.iter_mut().enumerate() {
+                // SAFETY: the block has four vectors.
+                *own = bytes(unsafe { s.load(block.as_ptr().add(i * S::LANES)) });
+            }
+            // SAFETY: the caller's contract.
+            unsafe { s.store_clamped(to.add(at), four, self.top) };
+            at += block.len();
+        }
         for_vectors(
             s,
-            row,
+            blocks.remainder(),
             #[inline(always)]
-            // SAFETY: `at + n <= row.len()`, and the caller's contract.
-            |at, n, x| unsafe { s.store_bytes(to.add(at), self.bytes(s, x), n) },
+            // SAFETY: `at + rest + n <= row.len()`, and the caller's contract.
+            |rest, n, x| unsafe { s.store_bytes(to.add(at + rest), self.bytes(s, x), n) },
         );
     }
 }
@@ -221,8 +271,13 @@ pub fn rows_scratch(rows: usize, cols: usize, threads: usize) -> usize {
     2 * rows + threads * room_floats(cols)
 }
 
-/// Floats of a thread's room for a row: whole cache lines.
+/// Floats of a thread's room: for rows that are measured together, of whole cache lines each.
 fn room_floats(cols: usize) -> usize {
+    TOGETHER * row_floats(cols)
+}
+
+/// Floats from one row of a thread's room to the next.
+fn row_floats(cols: usize) -> usize {
     cols.next_multiple_of(16)
 }
 
@@ -250,14 +305,11 @@ pub(crate) fn write_rows<M: MakeRow>(
         _ => scratch[..rows_scratch(rows, cols, ctx.pool.threads())].split_at_mut(2 * rows),
     };
     let rooms = Disjoint::new(rooms);
+    // SAFETY: two tiles that run at the same time have different threads.
+    let room = |thread: usize| unsafe { rooms.part(thread * room_floats(cols)..(thread + 1) * room_floats(cols)) };
     let run = |finish: &Finish| {
         for_row_ranges(ctx, rows, cols, |range, thread| {
-            let first = thread * room_floats(cols);
-            let room = match finish {
-                Finish::Store(_) => &mut [],
-                // SAFETY: two tiles that run at the same time have different threads.
-                _ => unsafe { rooms.part(first..first + cols) },
-            };
+            let room = if matches!(finish, Finish::Store(_)) { &mut [] } else { room(thread) };
             ctx.isa.dispatch(Tile { made, range, cols, starts: &starts, room, finish });
         });
     };
@@ -273,7 +325,11 @@ pub(crate) fn write_rows<M: MakeRow>(
                     run(&Finish::Quantize { y, share, known: &known });
                 }
                 Grid::Measured(grid) if share == 1 => {
-                    run(&Finish::MeasureAndQuantize { y, top, grid: Disjoint::new(grid) })
+                    let grid = Disjoint::new(grid);
+                    for_row_ranges(ctx, rows, cols, |range, thread| {
+                        let (starts, room) = (&starts, room(thread));
+                        ctx.isa.dispatch(MeasuredTile { made, range, cols, starts, room, y, top, grid: &grid });
+                    });
                 }
                 Grid::Measured(grid) => {
                     run(&Finish::Measure(Disjoint::new(extents)));
@@ -295,8 +351,6 @@ enum Finish<'a> {
     Measure(Disjoint<'a, f32>),
     /// Its bytes are written, with the quantizer of its `share` rows.
     Quantize { y: &'a ViewMut<'a, u8>, share: usize, known: &'a (dyn Fn(usize) -> Quantizer + Sync) },
-    /// It is measured, and its grid row and bytes are written.
-    MeasureAndQuantize { y: &'a ViewMut<'a, u8>, top: u8, grid: Disjoint<'a, f32> },
 }
 
 /// Some rows, on one thread.
@@ -319,7 +373,7 @@ impl<M: MakeRow> Kernel for Tile<'_, M> {
             let room = match self.finish {
                 // SAFETY: the row lies in the view, which is borrowed exclusively, and only this tile touches it.
                 Finish::Store(y) => unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().add(start), self.cols) },
-                _ => &mut *self.room,
+                _ => &mut self.room[..self.cols],
             };
             let to = room.as_mut_ptr();
             let row = self.made.row(s, m, room);
@@ -337,11 +391,52 @@ impl<M: MakeRow> Kernel for Tile<'_, M> {
                     Finish::Quantize { y, share, known } => {
                         known(m / share).vectors(s).row(s, row, y.as_mut_ptr().add(start));
                     }
-                    Finish::MeasureAndQuantize { y, top, grid } => {
-                        let (own, quantizer) = Quantizer::spanning(Extent::of(s, row), *top);
-                        grid.part(2 * m..2 * m + 2).copy_from_slice(&own);
-                        quantizer.vectors(s).row(s, row, y.as_mut_ptr().add(start));
-                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows that are measured before the first of them is quantized: the end of measuring one hides behind the next one's.
+const TOGETHER: usize = 4;
+
+/// Some rows, each with a grid row of its own that spans it, on one thread.
+struct MeasuredTile<'a, M> {
+    made: &'a M,
+    range: std::ops::Range<usize>,
+    cols: usize,
+    starts: &'a RowStarts,
+    room: &'a mut [f32],
+    y: &'a ViewMut<'a, u8>,
+    top: u8,
+    grid: &'a Disjoint<'a, f32>,
+}
+
+impl<M: MakeRow> Kernel for MeasuredTile<'_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for first in self.range.clone().step_by(TOGETHER) {
+            let count = TOGETHER.min(self.range.end - first);
+            let mut rows = [&[][..]; TOGETHER];
+            let mut extents = [Extent::NONE; TOGETHER];
+            let rooms = self.room.chunks_exact_mut(row_floats(self.cols));
+            for ((i, row), room) in rows[..count].iter_mut().enumerate().zip(rooms) {
+                *row = self.made.row(s, first + i, &mut room[..self.cols]);
+            }
+            for (extent, row) in extents.iter_mut().zip(&rows[..count]) {
+                *extent = Extent::of(s, row);
+            }
+            let spanning = extents.map(
+                #[inline(always)]
+                |extent| Quantizer::spanning(extent, self.top),
+            );
+            for (m, (row, (own, quantizer))) in (first..).zip(rows[..count].iter().zip(spanning)) {
+                // SAFETY: row `m` of y has `cols` elements, and only this tile touches it and its row of the grid.
+                unsafe {
+                    self.grid.part(2 * m..2 * m + 2).copy_from_slice(&own);
+                    quantizer.vectors(s).spanned_row(s, row, self.y.as_mut_ptr().add(self.starts.at(m)));
                 }
             }
         }

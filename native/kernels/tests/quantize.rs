@@ -66,7 +66,7 @@ proptest! {
 
     #[test]
     fn rows_are_measured_and_quantized(
-        (groups, share, cols, gap) in (1..5usize, 1..4usize, 1..200usize, 0..3usize),
+        (groups, share, cols, gap) in (1..11usize, 1..4usize, 1..200usize, 0..3usize),
         size in prop::sample::select(&SIZES[..]),
         kind in 0..8u8,
         top in prop::sample::select(&[255u8, 127][..]),

@@ -179,6 +179,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn store_clamped(self, ptr: *mut u8, [a, b, c, d]: [__m256i; 4], top: u8) {
+        // SAFETY: `self` is a token, so the processor has AVX2; the caller's contract.
+        unsafe {
+            // Four lanes of each of the four, then four more of each; packing clamps to 0 … 255.
+            let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm256_storeu_si256(ptr.cast(), _mm256_min_epu8(bytes, _mm256_set1_epi8(top as i8)));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_words(self, ptr: *mut u16, v: __m256i, n: usize) {
         const LOW: [i8; 16] = [0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1];
         // SAFETY: 8 words are written where the caller allows 8, else the first n of a local copy; as bytes, so of any

@@ -126,6 +126,18 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     }
 
     #[inline(always)]
+    unsafe fn store_clamped(self, ptr: *mut u8, [a, b, c, d]: [__m512i; 4], top: u8) {
+        // SAFETY: `self` is a token, so the processor has AVX-512 F and BW; the caller's contract.
+        unsafe {
+            // Four lanes of each of the four, then four more of each, and so on; packing clamps to 0 … 255.
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            let bytes = _mm512_permutexvar_epi32(order, bytes);
+            _mm512_storeu_si512(ptr.cast(), _mm512_min_epu8(bytes, _mm512_set1_epi8(top as i8)));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_words(self, ptr: *mut u16, v: __m512i, n: usize) {
         // SAFETY: the caller's contract; masked lanes are not accessed.
         unsafe { _mm256_mask_storeu_epi16(ptr.cast(), first(n), _mm512_cvtepi32_epi16(v)) }

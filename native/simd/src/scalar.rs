@@ -245,6 +245,12 @@ impl Simd for Scalar {
         // SAFETY: the caller's contract.
         unsafe { ptr.write_unaligned(v) }
     }
+
+    #[inline(always)]
+    unsafe fn store_clamped(self, ptr: *mut u8, v: [i32; 4], top: u8) {
+        // SAFETY: the caller's contract.
+        unsafe { ptr.cast::<[u8; 4]>().write_unaligned(v.map(|v| v.clamp(0, i32::from(top)) as u8)) }
+    }
 }
 
 /// The two signed halves of a lane, the lower one first.

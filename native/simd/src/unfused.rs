@@ -64,6 +64,7 @@ impl<S: Simd> Simd for Unfused<S> {
         load_i(ptr: *const i32) -> S::I;
         store_i(ptr: *mut i32, v: S::I);
         store_bytes(ptr: *mut u8, v: S::I, n: usize);
+        store_clamped(ptr: *mut u8, v: [S::I; 4], top: u8);
         store_words(ptr: *mut u16, v: S::I, n: usize);
     }
 

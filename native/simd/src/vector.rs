@@ -217,6 +217,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
+    /// Writes the lanes of four vectors as a byte each, clamped to 0 … `top`.
+    ///
+    /// # Safety
+    /// `ptr..ptr + 4 * LANES` must be writable.
+    unsafe fn store_clamped(self, ptr: *mut u8, v: [Self::I; 4], top: u8);
+
     /// Writes the low 16 bits of the first `n` lanes, to any alignment; the memory of the others is not touched.
     ///
     /// # Safety

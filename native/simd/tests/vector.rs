@@ -184,6 +184,43 @@ fn lanes_are_narrowed() {
     isas().for_each(|isa| isa.dispatch(Narrow(&bits)));
 }
 
+/// Bytes of four vectors, in the order of their lanes, clamped.
+struct Clamp<'a>(&'a [i32], u8);
+
+impl Kernel for Clamp<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Clamp(values, top) = self;
+        for block in values.chunks_exact(4 * S::LANES) {
+            let mut bytes = [77u8; 65];
+            // SAFETY: the block has four vectors, and 4 * LANES <= 64.
+            unsafe {
+                let four = std::array::from_fn(|i| s.load_i(block[i * S::LANES..].as_ptr()));
+                s.store_clamped(bytes.as_mut_ptr(), four, top);
+            }
+            let want: Vec<u8> = block.iter().map(|&value| value.clamp(0, i32::from(top)) as u8).collect();
+            assert_eq!(bytes[..want.len()], want);
+            assert!(bytes[want.len()..].iter().all(|&byte| byte == 77), "what lies behind is left alone");
+        }
+    }
+}
+
+#[test]
+fn four_vectors_become_clamped_bytes() {
+    let mut state = 5u64;
+    let mut values =
+        vec![i32::MIN, i32::MAX, -1, 0, 1, 126, 127, 128, 254, 255, 256, 32767, 32768, 65535, -32769, 65536];
+    for i in 0..2032 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        values.push((state >> 32) as i32 >> (i % 32));
+    }
+    for top in [0, 1, 127, 128, 255] {
+        isas().for_each(|isa| isa.dispatch(Clamp(&values, top)));
+    }
+}
+
 struct Transpose<'a>(&'a [f32], &'a mut [f32]);
 
 impl Kernel for Transpose<'_> {
