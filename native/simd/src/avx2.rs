@@ -242,6 +242,18 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         sqrt(a: __m256) -> __m256 = _mm256_sqrt_ps(a);
         floor(a: __m256) -> __m256 = _mm256_floor_ps(a);
 
+        deinterleave(a: __m256, b: __m256) -> (__m256, __m256) = {
+            // Of each half the even (odd) elements of a and then of b, as pairs; then the pairs of a before those of b.
+            let even = _mm256_castps_pd(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+            let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+            let even = _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(even));
+            (even, _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(odd)))
+        };
+        interleave(a: __m256, b: __m256) -> (__m256, __m256) = {
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+        };
+
         lt(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_LT_OQ>(a, b);
         le(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_LE_OQ>(a, b);
         eq(a: __m256, b: __m256) -> __m256 = _mm256_cmp_ps::<_CMP_EQ_OQ>(a, b);

@@ -103,6 +103,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn deinterleave(self, a: f32, b: f32) -> (f32, f32) {
+        (a, b)
+    }
+
+    #[inline(always)]
+    fn interleave(self, a: f32, b: f32) -> (f32, f32) {
+        (a, b)
+    }
+
+    #[inline(always)]
     fn lt(self, a: f32, b: f32) -> bool {
         a < b
     }

@@ -78,6 +78,8 @@ impl<S: Simd> Simd for Unfused<S> {
         max(a: S::F, b: S::F) -> S::F;
         sqrt(a: S::F) -> S::F;
         floor(a: S::F) -> S::F;
+        deinterleave(a: S::F, b: S::F) -> (S::F, S::F);
+        interleave(a: S::F, b: S::F) -> (S::F, S::F);
         lt(a: S::F, b: S::F) -> S::M;
         le(a: S::F, b: S::F) -> S::M;
         eq(a: S::F, b: S::F) -> S::M;

@@ -121,6 +121,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.from_bits(self.xor(self.bits(a), self.splat_i(i32::MIN)))
     }
 
+    /// The even and the odd elements of the `2 * LANES` that `a` and then `b` are.
+    fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
+    /// `a0 b0 a1 b1 …`, in two vectors: what [`Simd::deinterleave`] takes apart.
+    fn interleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
+
     /// `a < b`
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     /// `a <= b`

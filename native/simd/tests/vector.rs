@@ -121,6 +121,35 @@ fn operations_are_the_same_bits_everywhere() {
     }
 }
 
+/// Elements of two vectors taken apart by their parity, and put together again.
+struct Parity;
+
+impl Kernel for Parity {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let pairs: Vec<f32> = (0..2 * S::LANES as i32).map(|i| i as f32).collect();
+        let (mut parts, mut joined) = (vec![9.0; 2 * S::LANES], vec![9.0; 2 * S::LANES]);
+        // SAFETY: all buffers have two vectors.
+        unsafe {
+            let (even, odd) = s.deinterleave(s.load(pairs.as_ptr()), s.load(pairs[S::LANES..].as_ptr()));
+            s.store(parts.as_mut_ptr(), even);
+            s.store(parts[S::LANES..].as_mut_ptr(), odd);
+            let (low, high) = s.interleave(even, odd);
+            s.store(joined.as_mut_ptr(), low);
+            s.store(joined[S::LANES..].as_mut_ptr(), high);
+        }
+        let sorted: Vec<f32> = pairs.iter().step_by(2).chain(pairs.iter().skip(1).step_by(2)).copied().collect();
+        assert_eq!((parts, joined), (sorted, pairs), "{}", S::ISA.name());
+    }
+}
+
+#[test]
+fn pairs_come_apart_and_together() {
+    isas().for_each(|isa| isa.dispatch(Parity));
+}
+
 /// Narrowed lanes: bytes, words and bf16, of every number of lanes, with what lies behind them left alone.
 struct Narrow<'a>(&'a [i32]);
 
