@@ -7,7 +7,7 @@ mod peak;
 
 use std::time::{Duration, Instant};
 
-use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue, QUAD, Quantized};
+use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue, QUAD, Quantized, Winograd};
 use scoregraph_kernels::{View, ViewMut};
 use scoregraph_simd::{Act, Isa, Serial};
 
@@ -39,6 +39,25 @@ const CASES: [[usize; 6]; 22] = [
     [48, 48, 20, 3, 1, 1],
 ];
 
+/// How a convolution is computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Floats,
+    /// Float32 by minimal filtering; its operations are counted as if it were direct.
+    Winograd,
+    Bytes,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Way::Floats => "f32",
+            Way::Winograd => "winograd",
+            Way::Bytes => "bytes",
+        }
+    }
+}
+
 /// Weights of a type that allows chains of this length, where there is no VNNI.
 const CHAIN: usize = 2;
 
@@ -60,8 +79,8 @@ fn main() {
         all.filter(|isa| chosen.is_empty() || chosen.contains(isa))
     };
     println!(
-        "{:>4} {:>4} {:>4} {:>7} {:>6} {:>10} {:>8} {:>8} {:>12}",
-        "I", "O", "side", "kernel", "cells", "isa", "GOP/s", "ms", "% of f32"
+        "{:>4} {:>4} {:>4} {:>7} {:>8} {:>10} {:>8} {:>8} {:>12}",
+        "I", "O", "side", "kernel", "way", "isa", "GOP/s", "ms", "% of f32"
     );
     for [channels, filters, side, kernel, stride, padding] in if cases.is_empty() { CASES.to_vec() } else { cases } {
         let shape = Conv2dShape {
@@ -75,13 +94,12 @@ fn main() {
         };
         let [rows, columns] = shape.output().expect("the kernel fits");
         let operations = 2.0 * (filters * channels * kernel * kernel * rows * columns) as f64;
-        for (cells, name) in
-            [(Cells::Floats, "f32"), (Cells::Bytes, "bytes")].into_iter().filter(|(_, name)| wants(name))
-        {
-            for isa in isas().filter(|isa| cells == Cells::Bytes || Isa::FLOAT.contains(isa)) {
-                let (seconds, share) = time_conv(shape, cells, isa, operations);
+        for way in [Way::Floats, Way::Winograd, Way::Bytes].into_iter().filter(|way| wants(way.name())) {
+            let name = way.name();
+            for isa in isas().filter(|isa| way == Way::Bytes || Isa::FLOAT.contains(isa)) {
+                let Some((seconds, share)) = time_conv(shape, way, isa, operations) else { continue };
                 println!(
-                    "{channels:>4} {filters:>4} {side:>4} {:>7} {name:>6} {:>10} {:>8.1} {:>8.3} {:>12.0}",
+                    "{channels:>4} {filters:>4} {side:>4} {:>7} {name:>8} {:>10} {:>8.1} {:>8.3} {:>12.0}",
                     format!("{kernel}/{stride}"),
                     isa.name(),
                     operations / seconds / 1e9,
@@ -111,8 +129,9 @@ fn best(calls: usize, mut time: impl FnMut() -> Duration) -> f64 {
     (0..calls.clamp(20, 300)).map(|_| time().as_secs_f64()).fold(f64::INFINITY, f64::min)
 }
 
-/// The best time of a convolution with bias and residual, in seconds, and its usual part of what registers reach at the time.
-fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, operations: f64) -> (f64, f64) {
+/// The best time of a convolution with bias and residual, in seconds, and its usual part of what registers reach at the time;
+/// `None` where the way does not lead there.
+fn time_conv(shape: Conv2dShape, way: Way, isa: Isa, operations: f64) -> Option<(f64, f64)> {
     let mut shares = Vec::new();
     let calls = (4e9 / operations) as usize;
     let mut measured = |call: &mut dyn FnMut()| {
@@ -127,7 +146,6 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, operations: f64) -> (f6
         shares.sort_by(f64::total_cmp);
         (seconds, shares[shares.len() * 2 / 3])
     };
-    let conv = Conv2d::new(shape, cells, isa, 1).expect("the kernel fits");
     let Conv2dShape { channels, filters, input: [height, width], kernel: [kh, kw], .. } = shape;
     let [rows, columns] = shape.output().expect("the kernel fits");
     let y_shape = [1, filters, rows, columns];
@@ -137,20 +155,32 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, operations: f64) -> (f6
         (!std::env::args().any(|word| word == "plain")).then(|| View::dense(&residual[LINE..], &y_shape).unwrap());
     let mut y = ViewMut::dense(aligned(&mut y), &y_shape).unwrap();
     let epilogue = Epilogue { bias: Some(&bias), emb: None, residual, act: Act::None };
-    let mut scratch = vec![0.0; conv.scratch_floats(1) + LINE];
-    let scratch = aligned(&mut scratch);
-    match cells {
-        Cells::Floats => {
-            let x = ramp(channels * height * width);
-            let x = View::dense(&x, &[1, channels, height, width]).unwrap();
-            let w = shape.pack_weight(&ramp(filters * channels * kh * kw));
+    let pixels = ramp(channels * height * width);
+    let x = View::dense(&pixels, &[1, channels, height, width]).unwrap();
+    let plain = ramp(filters * channels * kh * kw);
+    Some(match way {
+        Way::Floats => {
+            let conv = Conv2d::new(shape, Cells::Floats, isa, 1)?;
+            let mut scratch = vec![0.0; conv.scratch_floats(1) + LINE];
+            let scratch = aligned(&mut scratch);
+            let w = shape.pack_weight(&plain);
             measured(&mut || conv.run(&Serial, &w, &x, &epilogue, &mut y, scratch))
         }
-        Cells::Bytes => {
+        Way::Winograd => {
+            let conv = Winograd::new(shape, isa, 1)?;
+            let mut scratch = vec![0.0; conv.scratch_floats(1) + LINE];
+            let scratch = aligned(&mut scratch);
+            let w = conv.transform_weight(&plain);
+            measured(&mut || conv.run(&Serial, &w, &x, &epilogue, &mut y, scratch))
+        }
+        Way::Bytes => {
+            let conv = Conv2d::new(shape, Cells::Bytes, isa, 1)?;
+            let mut scratch = vec![0.0; conv.scratch_floats(1) + LINE];
+            let scratch = aligned(&mut scratch);
             let quads = channels.div_ceil(QUAD);
             let x: Vec<u8> = (0..quads * height * width * QUAD).map(|i| (i % 127) as u8).collect();
             let x = View::dense(&x, &[1, quads, height, width, QUAD]).unwrap();
-            let weights = vec![-3; shape.quantized_weight_bytes().unwrap()];
+            let weights = vec![-3; shape.quantized_weight_bytes()?];
             let (weight_scale, weight_sum) = (vec![0.01; filters], vec![100.0; filters]);
             let op = Quantized {
                 weights: &weights,
@@ -162,5 +192,5 @@ fn time_conv(shape: Conv2dShape, cells: Cells, isa: Isa, operations: f64) -> (f6
             };
             measured(&mut || conv.run_quantized(&Serial, &op, &x, &epilogue, &mut y, scratch))
         }
-    }
+    })
 }

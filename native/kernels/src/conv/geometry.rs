@@ -241,6 +241,6 @@ impl Tiling {
 
 /// Rounds a channel's size up to an odd number of cache lines: with a power of two, the same pixel of every channel would
 /// compete for the same few cache sets.
-fn spread(cells: usize) -> Option<usize> {
+pub(super) fn spread(cells: usize) -> Option<usize> {
     Some(((cells.checked_add(LINE - 1)? / LINE) | 1) * LINE)
 }

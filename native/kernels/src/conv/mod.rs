@@ -10,8 +10,10 @@ mod geometry;
 mod pack;
 mod product;
 mod tile;
+mod winograd;
 
 pub use geometry::{Conv2dShape, FILTER_BLOCK, QUAD};
+pub use winograd::Winograd;
 
 use geometry::Tiling;
 use pack::Planes;

@@ -2,17 +2,18 @@
 
 use proptest::prelude::*;
 use scoregraph_kernels::conv::{Cells, Conv2d, Conv2dShape, Epilogue};
+use scoregraph_kernels::{View, ViewMut};
 use scoregraph_simd::{Act, Isa};
 
 use crate::support::{Images, Threads, act64, bits, float_isas, indices, leading_columns, numbers};
 
 /// One call with all its operands; the weight is plain `[O, I, kh, kw]`.
-struct Case {
-    shape: Conv2dShape,
-    batch: usize,
+pub struct Case {
+    pub shape: Conv2dShape,
+    pub batch: usize,
     act: Act,
-    x: Vec<f32>,
-    weight: Vec<f32>,
+    pub x: Vec<f32>,
+    pub weight: Vec<f32>,
     bias: Option<Vec<f32>>,
     /// Rows of `O + 3`, of which the first `O` are the embedding.
     emb: Option<Vec<f32>>,
@@ -20,7 +21,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(shape: Conv2dShape, batch: usize, operands: [bool; 3], act: Act, seed: u64) -> Self {
+    pub fn new(shape: Conv2dShape, batch: usize, operands: [bool; 3], act: Act, seed: u64) -> Self {
         let [rows, columns] = shape.output().unwrap();
         let Conv2dShape { channels, filters, input: [height, width], kernel: [kh, kw], .. } = shape;
         let operand = |index: usize, size: usize| operands[index].then(|| numbers(seed + 10 + index as u64, size));
@@ -36,10 +37,18 @@ impl Case {
         }
     }
 
-    /// The output, from a convolution cut for `cut` threads and run on `threads`; the images are slices of the channels of
-    /// larger ones. Scratch and output start as NaN.
-    fn run(&self, isa: Isa, cut: usize, threads: usize) -> Vec<f32> {
+    /// The output, from a convolution cut for `cut` threads and run on `threads`.
+    pub fn run(&self, isa: Isa, cut: usize, threads: usize) -> Vec<f32> {
         let conv = Conv2d::new(self.shape, Cells::Floats, isa, cut).unwrap();
+        let w = self.shape.pack_weight(&self.weight);
+        self.call(conv.scratch_floats(threads), |x, epilogue, y, scratch| {
+            conv.run(&Threads(threads), &w, x, epilogue, y, scratch);
+        })
+    }
+
+    /// What `run` makes of the operands, where the images are slices of the channels of larger ones. Scratch and output start
+    /// as NaN.
+    pub fn call(&self, scratch: usize, run: impl FnOnce(&View, &Epilogue, &mut ViewMut, &mut [f32])) -> Vec<f32> {
         let Conv2dShape { channels, filters, input: [height, width], .. } = self.shape;
         let [rows, columns] = self.shape.output().unwrap();
         let [inputs, outputs] =
@@ -47,21 +56,32 @@ impl Case {
         let x = inputs.spread(&self.x);
         let residual = self.residual.as_deref().map(|residual| outputs.spread(residual));
         let mut y = vec![f32::NAN; outputs.floats()];
-        let mut scratch = vec![f32::NAN; conv.scratch_floats(threads)];
         let epilogue = Epilogue {
             bias: self.bias.as_deref(),
             emb: self.emb.as_deref().map(|emb| leading_columns(emb, self.batch, filters, 3)),
             residual: residual.as_deref().map(|residual| outputs.view(residual)),
             act: self.act,
         };
-        let w = self.shape.pack_weight(&self.weight);
-        let mut target = outputs.view_mut(&mut y);
-        conv.run(&Threads(threads), &w, &inputs.view(&x), &epilogue, &mut target, &mut scratch);
+        run(&inputs.view(&x), &epilogue, &mut outputs.view_mut(&mut y), &mut vec![f32::NAN; scratch]);
         outputs.gather(&y)
     }
 
+    /// One sample by itself.
+    pub fn sample(&self, sample: usize) -> Case {
+        let part = |data: &[f32]| data[data.len() / self.batch * sample..][..data.len() / self.batch].to_vec();
+        Case {
+            batch: 1,
+            x: part(&self.x),
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            emb: self.emb.as_deref().map(part),
+            residual: self.residual.as_deref().map(part),
+            ..*self
+        }
+    }
+
     /// The output in float64, and for each element a bound on what float32 may lose: the sum of absolute terms.
-    fn reference(&self) -> Vec<(f64, f64)> {
+    pub fn reference(&self) -> Vec<(f64, f64)> {
         let Conv2dShape { channels, filters, input, kernel: [kh, kw], stride, padding: [top, left, ..], up } =
             self.shape;
         let [rows, columns] = self.shape.output().unwrap();
@@ -186,27 +206,10 @@ fn every_width_and_filter_tail() {
 #[test]
 fn a_sample_does_not_know_its_batch() {
     let batch = Case::new(square(5, 11, 13, 3, 1, 1), 4, [true; 3], Act::Silu, 3);
-    let [rows, columns] = batch.shape.output().unwrap();
-    let (x_sample, y_sample) = (5 * 13 * 13, 11 * rows * columns);
     for isa in float_isas() {
         let together = batch.run(isa, 2, 2);
-        for sample in 0..batch.batch {
-            let part = |data: &[f32], size: usize| data[sample * size..][..size].to_vec();
-            let alone = Case {
-                batch: 1,
-                x: part(&batch.x, x_sample),
-                weight: batch.weight.clone(),
-                bias: batch.bias.clone(),
-                emb: batch.emb.as_deref().map(|emb| part(emb, 11 + 3)),
-                residual: batch.residual.as_deref().map(|residual| part(residual, y_sample)),
-                ..batch
-            };
-            assert_eq!(
-                bits(&alone.run(isa, 1, 1)),
-                bits(&together[sample * y_sample..][..y_sample]),
-                "{isa:?} {sample}"
-            );
-        }
+        let alone: Vec<f32> = (0..batch.batch).flat_map(|sample| batch.sample(sample).run(isa, 1, 1)).collect();
+        assert_eq!(bits(&alone), bits(&together), "{isa:?}");
     }
 }
 

@@ -5,3 +5,4 @@ mod group_norm;
 mod pool2d;
 mod quantized_conv2d;
 mod support;
+mod winograd;
