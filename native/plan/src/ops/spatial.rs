@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use scoregraph_kernels::Act;
-use scoregraph_kernels::conv::{self, Cells, Conv2d as Conv2dKernel, Conv2dShape, QUAD, image_strides};
+use scoregraph_kernels::conv::{
+    self, Cells, Conv2d as Conv2dKernel, Conv2dShape, QUAD, Winograd as WinogradKernel, image_strides,
+};
 use scoregraph_kernels::pool2d::{self, Pool2d as Pool2dArgs};
 
 use super::format::{check_grid, top};
@@ -53,6 +55,9 @@ struct Epilogue {
 }
 
 pub(super) fn conv2d(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>> {
+    if let Some(outputs) = args.optional_count("winograd")? {
+        return if outputs == 2 { winograd(args, target) } else { Err(args.wrong("winograd", "2, or left out")) };
+    }
     let (x, w, y) = (args.input_any("x")?, args.input_any("w")?, args.output("y")?);
     let quantized = w.dtype.is_weight();
     let [samples, channels, height, width] = if quantized { quads(&x, w.shape())? } else { strided_image(&x, "x")? };
@@ -75,15 +80,7 @@ pub(super) fn conv2d(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>>
     if !quantized && x.dtype != DType::F32 {
         return Err(Fault::plan(format!("x is {}; weights of float32 take f32", x.dtype)));
     }
-    let shape = Conv2dShape {
-        channels,
-        filters,
-        input: [height, width],
-        kernel: [kernel_height, kernel_width],
-        stride: args.pair("stride")?,
-        padding: args.counts("padding")?.try_into().map_err(|_| args.wrong("padding", "top, left, bottom, right"))?,
-        up: args.pair("up")?,
-    };
+    let shape = conv_shape(args, [filters, channels, kernel_height, kernel_width], [height, width])?;
     let unfit = || Fault::plan(format!("a kernel of {kernel_height}×{kernel_width} does not fit {shape:?}"));
     let [rows, columns] = shape.output().ok_or_else(unfit)?;
     let epilogue = epilogue(args, &y, [samples, filters, rows, columns])?;
@@ -105,6 +102,64 @@ pub(super) fn conv2d(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>>
     // That a chain of this length fits 16 bits is proved for the plan, see `products`.
     let chain = args.count("chain")?;
     Ok(Box::new(QuantizedConv2d { kernel, epilogue, x, y, w, top, grid, weight_scale, weight_sum, chain }))
+}
+
+/// The shape of a convolution with a weight [O, I, kh, kw].
+fn conv_shape(
+    args: &Args<'_>,
+    [filters, channels, kernel_height, kernel_width]: [usize; 4],
+    input: [usize; 2],
+) -> Result<Conv2dShape> {
+    Ok(Conv2dShape {
+        channels,
+        filters,
+        input,
+        kernel: [kernel_height, kernel_width],
+        stride: args.pair("stride")?,
+        padding: args.counts("padding")?.try_into().map_err(|_| args.wrong("padding", "top, left, bottom, right"))?,
+        up: args.pair("up")?,
+    })
+}
+
+/// A convolution of 3×3 whose weight is transformed already.
+fn winograd(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>> {
+    let (x, w, y) = (args.input("x")?, args.input("w")?, args.output("y")?);
+    let [samples, channels, height, width] = strided_image(&x, "x")?;
+    w.expect_dense("w")?;
+    let &[_, _, filters, _] = w.shape() else {
+        return Err(Fault::plan(format!("w has the shape {:?}, not [points, points, O, I]", w.shape())));
+    };
+    let shape = conv_shape(args, [filters, channels, 3, 3], [height, width])?;
+    let unfit = || Fault::plan(format!("minimal filtering does not apply to {shape:?}"));
+    let kernel = WinogradKernel::new(shape, target.isa, target.threads).ok_or_else(unfit)?;
+    let points = kernel.points();
+    w.expect_shape("w", &[points, points, filters, channels])?;
+    let [rows, columns] = shape.output().ok_or_else(unfit)?;
+    let epilogue = epilogue(args, &y, [samples, filters, rows, columns])?;
+    Ok(Box::new(Winograd { kernel, epilogue, x, y, w }))
+}
+
+struct Winograd {
+    kernel: WinogradKernel,
+    epilogue: Epilogue,
+    x: Operand,
+    y: Operand,
+    w: Operand,
+}
+
+impl Kernel for Winograd {
+    unsafe fn run(&self, frame: &Frame<'_>) -> Result<()> {
+        // SAFETY: the contract of `run`.
+        unsafe {
+            let (w, x, mut y) = (frame.slice(&self.w), frame.view(&self.x), frame.view_mut(&self.y));
+            self.kernel.run(frame.pool, w, &x, &self.epilogue.of(frame), &mut y, frame.scratch());
+        }
+        Ok(())
+    }
+
+    fn scratch_floats(&self, threads: usize) -> usize {
+        self.kernel.scratch_floats(threads)
+    }
 }
 
 /// The sizes [n, I, H, W] of an image in channel quads \[n, ceil(I/4), H, W, 4\], whose samples and quads may be strided;
