@@ -122,7 +122,7 @@ class CompiledPlan:
         first = _key(seed, "seed")
         size = self._batch(given, keys, batch)
         if keys is None:
-            keys = np.arange(size, dtype=np.uint64) + np.uint64(first)  # arrays of unsigned integers wrap around
+            keys = _following(first, size)
         bound = {name: self._inputs[name].fit(array, size) for name, array in given.items()}
         with self._lock:
             return self.program.run(bound, keys, progress, cancel)
@@ -249,9 +249,8 @@ class _Input:
         if self.dtype.kind != "f" and array.dtype != self.dtype and not np.array_equal(cast, array):
             raise BadInput(name=name, problem="whole numbers are expected", help="round the values", where=here())
         if cast.size:
-            # A NaN anywhere is the least and the greatest value.
-            least, greatest = np.minimum.reduce(cast, axis=None), np.maximum.reduce(cast, axis=None)
-            self._check_range(cast, float(least), float(greatest))
+            # By index, which is three times as fast for few numbers. A NaN anywhere is the least and the greatest value.
+            self._check_range(cast, float(cast.item(cast.argmin())), float(cast.item(cast.argmax())))
         return cast
 
     def _cast(self, array: np.ndarray) -> np.ndarray:
@@ -299,6 +298,13 @@ def _whole(value: Any, name: str) -> int:
 def _key(value: Any, name: str) -> int:
     """A seed as the 64 bits that key the noise; negative ones count from the top."""
     return _whole(value, name) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _following(first: int, count: int) -> np.ndarray:
+    """The keys first, first + 1, … (mod 2^64), uint64 [count]."""
+    if first + count <= 1 << 64:
+        return np.arange(first, first + count, dtype=np.uint64)
+    return np.arange(count, dtype=np.uint64) + np.uint64(first)  # arrays of unsigned integers wrap around
 
 
 def _keys(seeds: ArrayLike) -> np.ndarray:
