@@ -21,24 +21,26 @@ pub(crate) fn for_rows<'a, K: Kernel<Output = ()>>(
         return;
     }
     let rows = y.len() / cols;
-    let per_tile = TILE_ELEMENTS.div_ceil(cost.max(1));
     let y = Disjoint::new(y);
-    ctx.pool.run(rows.div_ceil(per_tile), &|tile, _| {
-        let first = tile * per_tile;
-        let last = (first + per_tile).min(rows);
+    for_row_ranges(ctx, rows, cost, |range, _| {
+        let first = range.start;
         // SAFETY: tiles are different, so their rows are; the memory is borrowed for 'a by the caller.
-        let part = unsafe { y.part(first * cols..last * cols) };
+        let part = unsafe { y.part(first * cols..range.end * cols) };
         ctx.isa.dispatch(make(first, part));
     });
 }
 
 /// Splits `rows` rows, each the result of `cost` elements, into tiles and calls `f(rows of the tile, thread)` on each.
 pub(crate) fn for_row_ranges(ctx: &Context, rows: usize, cost: usize, f: impl Fn(Range<usize>, usize) + Sync) {
-    let per_tile = TILE_ELEMENTS.div_ceil(cost.max(1));
-    ctx.pool.run(rows.div_ceil(per_tile), &|tile, thread| {
-        let first = tile * per_tile;
-        f(first..(first + per_tile).min(rows), thread);
-    });
+    let tiles = row_tiles(rows, cost, ctx.pool.threads());
+    ctx.pool.run(tiles, &|tile, thread| f(rows * tile / tiles..rows * (tile + 1) / tiles, thread));
+}
+
+/// Into how many tiles of nearly as many rows they go: as many for each thread, if there is more than one, so that threads
+/// have the same rows from call to call.
+fn row_tiles(rows: usize, cost: usize, threads: usize) -> usize {
+    let tiles = rows.saturating_mul(cost.max(1)).div_ceil(TILE_ELEMENTS).min(rows);
+    if tiles > 1 { tiles.next_multiple_of(threads).min(rows) } else { tiles }
 }
 
 /// Where the rows of a window lie: adjacent elements along its last dimension.
@@ -172,5 +174,30 @@ impl<S: Simd, F: Fn(usize, usize, S::F) -> S::F> MapVector<S> for Closure<F> {
     #[inline(always)]
     fn apply(&self, _: S, at: usize, n: usize, x: S::F) -> S::F {
         self.0(at, n, x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::row_tiles;
+
+    #[test]
+    fn threads_have_as_many_tiles_as_each_other_and_the_same_rows_whatever_they_cost() {
+        for threads in [1, 2, 3, 8] {
+            for rows in [1usize, 2, 15, 16, 64, 145, 256, 4096] {
+                for cost in [0, 1, 256, 384, 1536, 100_000] {
+                    let tiles = row_tiles(rows, cost, threads);
+                    assert!((1..=rows).contains(&tiles));
+                    if tiles == 1 || tiles == rows {
+                        continue;
+                    }
+                    assert!(tiles.is_multiple_of(threads), "{tiles} tiles of {rows} rows on {threads} threads");
+                    for thread in 0..=threads {
+                        let first = tiles * thread / threads;
+                        assert_eq!(rows * first / tiles, rows * thread / threads);
+                    }
+                }
+            }
+        }
     }
 }
