@@ -229,6 +229,37 @@ fn scores_without_bounds() {
     }
 }
 
+/// Scores of one magnitude, below and above where it is small enough to need no largest score: those of the odd queries and
+/// keys are negative. What values of any size make of them stays exact: nothing over- or underflows on the way.
+#[test]
+fn scores_around_the_bound() {
+    let (queries, keys, dim) = (50, 270, 16);
+    let directions = Numbers(11).floats(keys * dim);
+    for (score, alike) in
+        [59.0, 59.9, 60.1, 61.0, 90.0, 200.0].into_iter().flat_map(|score| [(score, false), (score, true)])
+    {
+        let length = (score * std::f32::consts::LN_2 / dim as f32).sqrt();
+        let sign = |row: usize| if row.is_multiple_of(2) { length } else { -length };
+        let q: Vec<f32> = (0..queries * dim).map(|i| sign(i / dim)).collect();
+        let k: Vec<f32> = (0..keys * dim).map(|i| if alike { length } else { sign(i / dim) }).collect();
+        for size in [1.0, 1e-37, 1e-30, 1e-12, 1.1e12, 1e30, 1e35] {
+            let v: Vec<f32> = directions.iter().map(|direction| direction * size).collect();
+            for format in [Format::F32, Format::Bf16] {
+                for (isa, y) in head(format, dim, [&q, &k, &v], None) {
+                    for (i, got) in y.iter().enumerate() {
+                        let kept = |key: &usize| alike || key % 2 == i / dim % 2;
+                        let sum: f64 = (0..keys).filter(kept).map(|key| f64::from(v[key * dim + i % dim])).sum();
+                        let want = sum / (0..keys).filter(kept).count() as f64;
+                        let unit = if format == Format::F32 { 1e-6 } else { 1e-2 };
+                        let close = (f64::from(*got) - want).abs() <= unit * f64::from(size);
+                        assert!(close, "{} {format:?} {score} {size:e}: {got:e}, not {want:e}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Keys of ±size in turn, less their mean of 0: every byte is at an end of its range, and sums are as large as they get, below
 /// and above the width at which they no longer fit a float's rounding. Weights are 255 and a fifth of it.
 #[test]

@@ -76,6 +76,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
 
     const LANES: usize = 16;
     const ISA: Isa = Isa::Avx512;
+    const SCALES: bool = true;
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -216,6 +217,9 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         eq_i(a: __m512i, b: __m512i) -> __mmask16 = _mm512_cmpeq_epi32_mask(a, b);
         to_f(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
         ldexp(a: __m512, n: __m512i) -> __m512 = _mm512_scalef_ps(a, _mm512_cvtepi32_ps(n));
+        // 0 bits of fraction are taken off, by rounding down.
+        fraction(a: __m512) -> __m512 = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(a);
+        scale(a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
         round_i(a: __m512) -> __m512i = _mm512_cvtps_epi32(a);
         join_bytes(parts: [__m512i; 4]) -> __m512i = {
             let [a, b, c, d] = parts;

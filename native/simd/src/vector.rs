@@ -194,6 +194,26 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.mul(self.mul(a, half), rest)
     }
 
+    /// Whether [`Simd::fraction`] and [`Simd::scale`] are one instruction each.
+    const SCALES: bool = false;
+
+    /// `a - floor(a)`, rounded: 0 to 1; 0 for infinities.
+    #[inline(always)]
+    fn fraction(self, a: Self::F) -> Self::F {
+        let infinite = self.eq(self.abs(a), self.splat(f32::INFINITY));
+        self.select(infinite, self.splat(0.0), self.sub(a, self.floor(a)))
+    }
+
+    /// `a * 2^floor(n)` for `a` in 1/2 … 4 and `n` in -120 … 120; 0 for an `n` of -inf.
+    #[inline(always)]
+    fn scale(self, a: Self::F, n: Self::F) -> Self::F {
+        // At -127 the biased exponent, and with it the power, is 0.
+        let whole = self.floor(self.max(n, self.splat(-127.0)));
+        // Floats around 1.5 * 2^23 are whole numbers; 127 more leave the biased exponent in the lowest bits.
+        let biased = self.bits(self.add(whole, self.splat(1.5 * (1u32 << 23) as f32 + 127.0)));
+        self.mul(a, self.from_bits(self.shl(biased, 23)))
+    }
+
     /// Reads `LANES` integers, of any alignment.
     ///
     /// # Safety

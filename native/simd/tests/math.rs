@@ -13,6 +13,8 @@ enum Function {
     Exp2Relative(f64),
     /// The same, rounded to bf16.
     Exp2Bf16,
+    Exp2Bounded,
+    Exp2BoundedBf16,
     /// Times 255.
     Exp2Coarse,
     SiluCoarse,
@@ -43,6 +45,8 @@ impl Kernel for Map<'_> {
                         math::exp2_relative::<S, false>(s, x, math::relative_to(s, exponent as f32))
                     }
                     Function::Exp2Bf16 => math::exp2_relative::<S, true>(s, x, math::relative_to(s, 0.0)),
+                    Function::Exp2Bounded => math::exp2_bounded::<S, false>(s, x),
+                    Function::Exp2BoundedBf16 => math::exp2_bounded::<S, true>(s, x),
                     Function::Exp2Coarse => {
                         let [a, b] = math::exp2_coarse(s, 255.0, x, s.splat(0.25));
                         s.mul(a, b)
@@ -97,6 +101,7 @@ fn exact(function: Function, x: f64) -> f64 {
         Function::Act(Act::QuickGelu) => x / (1.0 + (-1.702 * x).exp()),
         Function::Exp2Relative(exponent) => std::f64::consts::SQRT_2 * (x - exponent).exp2(),
         Function::Exp2Bf16 => std::f64::consts::SQRT_2 * x.exp2(),
+        Function::Exp2Bounded | Function::Exp2BoundedBf16 => x.exp2(),
         Function::Exp2Coarse => 255.0 * (x / 4.0).exp2(),
     }
 }
@@ -138,6 +143,8 @@ fn errors_stay_below_the_documented_ones() {
         (Erf, -6.0, 6.0, false, 2e-7),
         (Exp2Relative(0.0), -126.0, 0.5, false, 2.2e-7),
         (Exp2Bf16, -126.0, 0.5, false, 4.02e-3),
+        (Exp2Bounded, -120.0, 120.0, false, 1.9e-7),
+        (Exp2BoundedBf16, -120.0, 120.0, false, 4.02e-3),
         (Exp2Coarse, -400.0, 0.0, false, 2e-3),
         (SiluCoarse, -80.0, 80.0, false, 8e-5),
         (SiluCoarse, -80.0, 80.0, true, 2e-5),
@@ -189,6 +196,8 @@ fn special_values() {
         (Act(scoregraph_simd::Act::Sigmoid), vec![(inf, 1.0), (-inf, 0.0), (nan, nan), (0.0, 0.5)]),
         (Exp2Relative(0.0), vec![(-127.0, 0.0), (-1e30, 0.0), (-inf, 0.0), (nan, nan), (inf, nan)]),
         (Exp2Bf16, vec![(0.0, 1.414_062_5), (-1.0, 0.707_031_25), (-127.0, 0.0), (-inf, 0.0), (nan, nan)]),
+        (Exp2Bounded, vec![(-inf, 0.0), (nan, nan)]),
+        (Exp2BoundedBf16, vec![(-inf, 0.0), (nan, nan)]),
         (Exp2Coarse, vec![(0.0, 255.0), (nan, nan)]),
         (SiluCoarse, vec![(80.0, 80.0), (0.0, 0.0), (nan, nan)]),
         (Act(scoregraph_simd::Act::QuickGelu), vec![(inf, inf), (-1e30, 0.0), (1e30, 1e30), (nan, nan)]),

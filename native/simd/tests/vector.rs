@@ -250,6 +250,48 @@ fn four_vectors_become_clamped_bytes() {
     }
 }
 
+/// `x` in its powers and fractions of two: `fraction(x)` and `scale(1.5, x)`.
+struct Split<'a>(&'a [f32]);
+
+impl Kernel for Split<'_> {
+    type Output = Vec<[f32; 2]>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        let mut results = Vec::new();
+        for chunk in self.0.chunks_exact(S::LANES) {
+            let (mut fractions, mut scaled) = ([0.0; 16], [0.0; 16]);
+            // SAFETY: the chunk has LANES elements, and LANES <= 16.
+            unsafe {
+                let x = s.load(chunk.as_ptr());
+                s.store(fractions.as_mut_ptr(), s.fraction(x));
+                s.store(scaled.as_mut_ptr(), s.scale(s.splat(1.5), x));
+            }
+            results.extend((0..S::LANES).map(|i| [fractions[i], scaled[i]]));
+        }
+        results
+    }
+}
+
+#[test]
+fn fractions_and_scales() {
+    let mut values: Vec<f32> = (0..4000).map(|i| (i - 2000) as f32 * 0.06 + 0.01 * (i % 7) as f32 - 0.02).collect();
+    values
+        .extend([0.0, -0.0, 1.0, -1.0, 120.0, -120.0, 119.999, 0.5, -0.5, 1e-20, -1e-20, 1e-3, -1e-3, 7.0, -7.0, 3.25]);
+    let special = [f32::NEG_INFINITY, f32::NAN].repeat(8);
+    for isa in isas() {
+        for (x, [fraction, scaled]) in values.iter().zip(isa.dispatch(Split(&values))) {
+            let whole = f64::from(*x).floor();
+            assert!((f64::from(fraction) - (f64::from(*x) - whole)).abs() <= 6e-8, "{} {x}: {fraction}", isa.name());
+            assert_eq!(f64::from(scaled), 1.5 * whole.exp2(), "{} {x}", isa.name());
+        }
+        for (x, [fraction, scaled]) in special.iter().zip(isa.dispatch(Split(&special))) {
+            let same = if x.is_nan() { fraction.is_nan() } else { (fraction, scaled) == (0.0, 0.0) };
+            assert!(same, "{} {x}: {fraction}, {scaled}", isa.name());
+        }
+    }
+}
+
 struct Transpose<'a>(&'a [f32], &'a mut [f32]);
 
 impl Kernel for Transpose<'_> {

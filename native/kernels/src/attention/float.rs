@@ -3,8 +3,9 @@
 //! A tile packs the keys and values of its head, then takes its rows through blocks of keys with a running maximum and sum
 //! (FlashAttention, Dao et al., 2022). The blocks of keys are the same for every row.
 
-use scoregraph_simd::{Kernel, Simd};
+use scoregraph_simd::{Kernel, Simd, math};
 
+use super::bound::Bound;
 use super::matrix::Matrix;
 use super::product::{Sums, multiply};
 use super::weights::{ROWS_IN_VECTORS, Running, Scored, round_bf16};
@@ -55,7 +56,7 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Tile { q, k, v, mask, y, factor, queries, keys, dim } = self.tile;
+        let Tile { q, k, v, mask, y, factor, queries, keys, dim, bounds } = self.tile;
         let lengths = Lengths::new(keys, dim);
         let (packed_keys, rest) = self.scratch.split_at_mut(lengths.keys);
         let (packed_values, rest) = rest.split_at_mut(lengths.values);
@@ -78,6 +79,7 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                 }
             }
         }
+        let bound = if S::SCALES && bounds { Bound::new(s, packed_keys, dim, packed_values) } else { Bound::NONE };
         let factor = s.splat(factor);
         for block in (queries.0..queries.1).step_by(QUERY_BLOCK) {
             let block_rows = QUERY_BLOCK.min(queries.1 - block);
@@ -96,6 +98,10 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                     );
                 }
             }
+            let mut bounded = [false; QUERY_BLOCK / ROWS];
+            for (bounded, rows) in bounded.iter_mut().zip(rows_of_q[..block_rows * dim].chunks(ROWS * dim)) {
+                *bounded = bound.holds(s, rows, dim);
+            }
             let mut running = [Running::START; QUERY_BLOCK];
             // At least one block of keys, so that y is written where there are none.
             let mut key = 0;
@@ -108,32 +114,36 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
                     let rows = ROWS.min(block_rows - first);
                     // SAFETY: the mask has all queries.
                     let start = unsafe { starts.rows(s, (block + first, rows), scores) };
-                    let mut largest = [f32::NEG_INFINITY; ROWS * WIDEST];
-                    let mut to = Scores {
-                        start,
-                        scores: Rows { ptr: scores.as_mut_ptr(), stride: KEY_BLOCK },
-                        largest: largest.as_mut_ptr(),
-                    };
+                    let running = &mut running[first..][..rows];
+                    let to = Rows { ptr: scores.as_mut_ptr(), stride: KEY_BLOCK };
                     // SAFETY: `rows <= ROWS` rows of queries and scores; keys `key..key + width` begin a panel of the
                     // packed keys.
-                    unsafe {
+                    let shrink = unsafe {
                         let a = Rows { ptr: rows_of_q.as_ptr().add(first * dim).cast(), stride: 4 * dim };
                         let b = Rows { ptr: packed_keys.as_ptr().add(key * dim).cast(), stride: dim * PANEL };
-                        multiply(s, Floats, a, rows, b, padded_width / PANEL, dim, &mut to);
-                    }
-                    let scored = Scored {
-                        scores,
-                        width: padded_width,
-                        largest: &mut largest,
-                        running: &mut running[first..][..rows],
+                        let panels = padded_width / PANEL;
+                        if S::SCALES && bounded[first / ROWS] {
+                            let mut totals = [0.0; ROWS * WIDEST];
+                            let mut to = Weights::<BF16> { start, weights: to, totals: totals.as_mut_ptr() };
+                            multiply(s, Floats, a, rows, b, panels, dim, &mut to);
+                            for (running, total) in running.iter_mut().zip(totals.chunks_exact(WIDEST)) {
+                                running.total += s.reduce_add(s.load(total.as_ptr()));
+                            }
+                            [1.0; ROWS_IN_VECTORS]
+                        } else {
+                            let mut largest = [f32::NEG_INFINITY; ROWS * WIDEST];
+                            let mut to = Scores { start, scores: to, largest: largest.as_mut_ptr() };
+                            multiply(s, Floats, a, rows, b, panels, dim, &mut to);
+                            let largest = &mut largest;
+                            Scored { scores, width: padded_width, largest, running }.soften::<S, BF16>(s)
+                        }
                     };
-                    let shrink = scored.soften::<S, BF16>(s);
                     let last = key + KEY_BLOCK >= keys;
                     let mut to = Averages {
                         sums: Rows { ptr: sums.wrapping_add(first * padded), stride: padded },
                         shrink: (key > 0).then_some(&shrink),
                         // SAFETY: rows of y, which only this tile writes, or of the sums.
-                        ends: last.then(|| unsafe { Ends::new(averages, first, dim, &running[first..][..rows]) }),
+                        ends: last.then(|| unsafe { Ends::new(averages, first, dim, running) }),
                     };
                     // SAFETY: as above, and a row of every panel of the packed values.
                     unsafe {
@@ -152,6 +162,50 @@ impl<const BF16: bool> Kernel for Float<'_, BF16> {
     }
 }
 
+/// Weights of scores that are known to be small: powers of two as they are.
+struct Weights<const BF16: bool> {
+    /// Rows that scores start from; a stride of 0 is one for all. None is 0.
+    start: Option<Rows<*const f32>>,
+    weights: Rows<*mut f32>,
+    /// A vector for every row, [`WIDEST`] floats apart, whose lanes add up to the sum of its weights.
+    totals: *mut f32,
+}
+
+impl<S: Simd, const BF16: bool> Sums<S, S::F> for Weights<BF16> {
+    #[inline(always)]
+    fn start<const V: usize>(&self, s: S, row: usize, col: usize) -> [S::F; V] {
+        start_sums(s, self.start, row, col)
+    }
+
+    #[inline(always)]
+    fn finish<const V: usize>(&mut self, s: S, row: usize, col: usize, sums: [S::F; V]) {
+        // SAFETY: vectors of a row of the weights, and the row's vector of the totals.
+        unsafe {
+            let kept = self.totals.add(row * WIDEST);
+            let mut total = s.load(kept);
+            for (v, sum) in sums.into_iter().enumerate() {
+                let weight = math::exp2_bounded::<S, BF16>(s, sum);
+                total = s.add(total, weight);
+                s.store(self.weights.ptr.add(row * self.weights.stride + col + v * S::LANES), weight);
+            }
+            s.store(kept, total);
+        }
+    }
+}
+
+/// What the scores of a row start from.
+#[inline(always)]
+fn start_sums<S: Simd, const V: usize>(s: S, start: Option<Rows<*const f32>>, row: usize, col: usize) -> [S::F; V] {
+    let mut sums = [s.splat(0.0); V];
+    if let Some(start) = start {
+        for (v, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: these rows are as long as those of the scores.
+            *sum = unsafe { s.load(start.ptr.add(row * start.stride + col + v * S::LANES)) };
+        }
+    }
+    sums
+}
+
 /// Scores: they start from a row, and the largest of each row is kept.
 struct Scores {
     /// Rows they start from; a stride of 0 is one for all. None is 0.
@@ -164,14 +218,7 @@ struct Scores {
 impl<S: Simd> Sums<S, S::F> for Scores {
     #[inline(always)]
     fn start<const V: usize>(&self, s: S, row: usize, col: usize) -> [S::F; V] {
-        let mut sums = [s.splat(0.0); V];
-        if let Some(start) = self.start {
-            for (v, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: these rows are as long as those of the scores.
-                *sum = unsafe { s.load(start.ptr.add(row * start.stride + col + v * S::LANES)) };
-            }
-        }
-        sums
+        start_sums(s, self.start, row, col)
     }
 
     #[inline(always)]

@@ -79,7 +79,7 @@ impl DotKernel for Integer<'_> {
 
     #[inline(always)]
     fn run<S: Dots>(self, s: S) {
-        let Tile { q, k, v, mask, y, factor, queries, keys, dim } = self.tile;
+        let Tile { q, k, v, mask, y, factor, queries, keys, dim, .. } = self.tile;
         let (words, padded) = (dim.div_ceil(WORD), dim.next_multiple_of(PANEL));
         let depth = bytes::value_words(keys);
         let mut rest = self.scratch;

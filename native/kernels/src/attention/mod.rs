@@ -1,5 +1,6 @@
 //! `attention`: `softmax(scale * q kᵀ + mask) v`, head by head, without storing all scores.
 
+mod bound;
 mod byte_weights;
 mod bytes;
 mod float;
@@ -108,6 +109,7 @@ pub fn attention(ctx: &Context, op: &Attention, y: &mut ViewMut, scratch: &mut [
             queries: (first, (first + rows).min(queries)),
             keys,
             dim,
+            bounds: op.mask.is_none() && queries >= ROWS && keys >= 2 * dim,
         };
         match op.format {
             Format::F32 => ctx.isa.dispatch(float::Float::<false> { tile, scratch }),
@@ -141,6 +143,8 @@ struct Tile {
     queries: (usize, usize),
     keys: usize,
     dim: usize,
+    /// Whether bounding the scores may gain: there is no mask, and there are many scores for what it takes.
+    bounds: bool,
 }
 
 /// Where the averages of some rows go.
