@@ -249,7 +249,7 @@ class _Input:
         if self.dtype.kind != "f" and array.dtype != self.dtype and not np.array_equal(cast, array):
             raise BadInput(name=name, problem="whole numbers are expected", help="round the values", where=here())
         if cast.size:
-            # By index, which is three times as fast for few numbers. A NaN anywhere is the least and the greatest value.
+            # By index: a third of the time, of few numbers. A NaN anywhere is the least and the greatest value.
             self._check_range(cast, float(cast.item(cast.argmin())), float(cast.item(cast.argmax())))
         return cast
 

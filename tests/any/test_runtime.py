@@ -84,6 +84,9 @@ def test_seeds_count_up_and_wrap_around(toy_plan):
     wrapped = toy_plan.run(seed=2**64 - 1, batch=2, tilt=0.3)["sample"]
     np.testing.assert_array_equal(wrapped, toy_plan.run(seeds=[2**64 - 1, 0], tilt=0.3)["sample"])
     assert_same_sample(wrapped[0], toy_plan.run(seed=-1, tilt=0.3)["sample"][0])
+    middle = [2**63 - 2, 2**63 - 1, 2**63, 2**63 + 1]
+    counted = toy_plan.run(seed=middle[0], batch=4, tilt=0.3)["sample"]
+    np.testing.assert_array_equal(counted, toy_plan.run(seeds=middle, tilt=0.3)["sample"])
     array = np.array([2**64 - 1, 0], np.uint64)
     np.testing.assert_array_equal(wrapped, toy_plan.run(seeds=array, tilt=0.3)["sample"])
 
