@@ -1,6 +1,7 @@
 //! Speed of the heavy kernels on one thread, for every instruction set of this machine, beside the rate of multiply-adds
 //! that keep to registers. Run: `cargo run --release -p scoregraph-kernels --example speed`; arguments choose: an instruction
-//! set, `f32`, `integers`, `bf16` or `attention`, a size such as `256x384x1536`.
+//! set, `f32`, `integers`, `bf16` or `attention`, a size such as `256x384x1536`, and `cold` for operands that have left the
+//! second-level cache since the last call, as those of a network have that is larger than it.
 //!
 //! The clock of a shared machine moves, so every call is timed between two bursts of multiply-adds. The share printed is the
 //! one that a fifth of the calls exceed.
@@ -21,7 +22,12 @@ struct Bench<'a> {
     ctx: Context<'a>,
     /// The sizes to measure: all of them if there are none.
     sizes: &'a [String],
+    /// Whether operands leave the second-level cache between calls.
+    cold: bool,
 }
+
+/// Bytes that replace what is in the second-level cache.
+const OTHERS: usize = 16 << 20;
 
 /// Whether `name` is among the words, or there are none.
 fn chosen(words: &[String], name: &str) -> bool {
@@ -38,7 +44,10 @@ impl Bench<'_> {
     fn time(&self, what: &str, work: usize, mut f: impl FnMut()) {
         let repeats = if self.ctx.isa == Isa::Scalar { 1 } else { 40 + 10_000_000_000 / work };
         let (mut best, mut shares) = (0.0f64, Vec::new());
-        for _ in 0..repeats {
+        let mut others = vec![0u8; if self.cold { OTHERS } else { 0 }];
+        for turn in 0..repeats {
+            others.fill(turn as u8);
+            std::hint::black_box(&others);
             let before = self.peak();
             let start = Instant::now();
             f();
@@ -178,9 +187,10 @@ fn attentions(bench: &Bench) {
 fn main() {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     let isas: Vec<String> = words.extract_if(.., |word| Isa::ALL.iter().any(|isa| isa.name() == word)).collect();
+    let cold = words.extract_if(.., |word| word == "cold").count() > 0;
     let sizes: Vec<String> = words.extract_if(.., |word| word.contains('x')).collect();
     for isa in Isa::ALL.into_iter().filter(|isa| isa.supported() && chosen(&isas, isa.name())) {
-        let bench = Bench { ctx: Context { isa, pool: &Serial }, sizes: &sizes };
+        let bench = Bench { ctx: Context { isa, pool: &Serial }, sizes: &sizes, cold };
         let float = Isa::FLOAT.contains(&isa);
         if float && chosen(&words, "f32") {
             linears(&bench);

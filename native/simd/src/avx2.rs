@@ -224,6 +224,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn prefetch_far(self, ptr: *const f32) {
+        // SAFETY: a hint, which faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr.cast()) };
+    }
+
+    #[inline(always)]
     unsafe fn transpose_8x8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         // SAFETY: the caller's contract; a token means AVX.
         unsafe { transpose_8x8(from, from_stride, to, to_stride) }

@@ -156,6 +156,12 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     }
 
     #[inline(always)]
+    fn prefetch_far(self, ptr: *const f32) {
+        // SAFETY: a hint, which faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr.cast()) };
+    }
+
+    #[inline(always)]
     unsafe fn transpose_8x8(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         // SAFETY: the caller's contract; a token means AVX.
         unsafe { crate::avx2::transpose_8x8(from, from_stride, to, to_stride) }

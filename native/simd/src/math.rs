@@ -282,29 +282,32 @@ pub fn quick_gelu<S: Simd>(s: S, x: S::F) -> S::F {
     gated(s, x, s.mul(s.abs(x), s.splat(1.702)), x)
 }
 
-/// `2^e` for `e <= 0`, 0 below -126.5; relative error 1e-7.
+/// `2^n` and `2^(v - n)` for the whole number `n` next to `v`, which `rounded` has: it is `v` plus [`BIASED`], and `r` is
+/// `v - n`. The power is 0 for `n` = -127 and infinite for 128; relative error 1e-7.
 #[inline(always)]
-fn exp2_negative<S: Simd>(s: S, e: S::F) -> S::F {
-    // At -127 the biased exponent, and with it the power, is 0. The order of the operands keeps NaN.
-    let e = s.max(s.splat(-127.0), e);
-    // Floats around 1.5 * 2^23 are whole numbers; 127 more leave the biased exponent in the lowest bits.
-    let round = s.splat(1.5 * (1u32 << 23) as f32 + 127.0);
-    let rounded = s.add(e, round);
-    let power = s.from_bits(s.shl(s.bits(rounded), 23));
-    let r = s.sub(e, s.sub(rounded, round));
+fn exp2_parts<S: Simd>(s: S, rounded: S::F, r: S::F) -> [S::F; 2] {
     let p = polynomial(s, r, [1.000_000_1, 0.693_146_94, 0.240_221_2, 0.055_507_135, 0.009_675_547, 0.001_327_648_2]);
-    s.mul(p, power)
+    [s.from_bits(s.shl(s.bits(rounded), 23)), p]
 }
+
+/// Added to a number, it rounds it, and leaves the biased exponent of its power in the lowest bits: floats around 1.5 * 2^23
+/// are whole numbers.
+const BIASED: f32 = 1.5 * (1u32 << 23) as f32 + 127.0;
 
 /// GELU by its tanh approximation, computed as `x sigmoid(2 u)`; error 2e-7, absolute or relative.
 #[inline(always)]
 pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     // 2 sqrt(2 / pi), to the base 2: what rounding does to a large exponent is lost in the sigmoid's tail.
     const SLOPE: f32 = 1.595_769 * LOG2_E;
-    let factor = s.mul_add(s.mul(x, x), s.splat(-0.044_715 * SLOPE), s.splat(-SLOPE));
-    let z = exp2_negative(s, s.mul(s.abs(x), factor));
-    let negative = s.lt(x, s.splat(0.0));
-    s.div(s.select(negative, s.mul(x, z), x), s.add(s.splat(1.0), z))
+    // 2^-2u is infinite at the lower bound, as it has to be for all that lies below, and next to nothing at the upper one.
+    // The order of the operands keeps NaN.
+    let within = s.max(s.splat(-10.06), s.min(s.splat(10.0), x));
+    let factor = s.mul_add(s.mul(within, within), s.splat(-0.044_715 * SLOPE), s.splat(-SLOPE));
+    let round = s.splat(BIASED);
+    let rounded = s.mul_add(within, factor, round);
+    let r = s.mul_add(within, factor, s.sub(round, rounded));
+    let [power, p] = exp2_parts(s, rounded, r);
+    s.div(x, s.mul_add(p, power, s.splat(1.0)))
 }
 
 /// GELU by the error function; error 2e-7, absolute or relative.
@@ -318,7 +321,10 @@ pub fn gelu_erf<S: Simd>(s: S, x: S::F) -> S::F {
         t,
         [-1.000_005_8, -1.151_094_1, -0.459_068_3, -0.053_044_483, 0.007_857_909, -0.000_704_897_85, 2.606_220_7e-5],
     );
-    s.neg_mul_add(t, exp2_negative(s, exponent), relu(s, x))
+    let round = s.splat(BIASED);
+    let rounded = s.add(exponent, round);
+    let [power, p] = exp2_parts(s, rounded, s.sub(exponent, s.sub(rounded, round)));
+    s.neg_mul_add(s.mul(t, p), power, relu(s, x))
 }
 
 /// `max(x, 0)`

@@ -74,6 +74,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn prefetch(self, _ptr: *const f32) {}
 
+    /// The same for a use that is further off, into the second-level cache.
+    #[inline(always)]
+    fn prefetch_far(self, _ptr: *const f32) {}
+
     /// Writes the transpose of an 8 by 8 block, whose rows are `from_stride` and `to_stride` elements apart.
     ///
     /// # Safety

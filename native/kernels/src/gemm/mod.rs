@@ -117,9 +117,12 @@ pub(crate) struct Span {
 
 /// What becomes of a product, a tile at a time. Methods must be `#[inline(always)]`.
 pub(crate) trait Finish<S: Simd> {
-    /// A tile is about to be computed: time to ask for the memory that it will need.
+    /// The memory that a tile will be written to, if there is some that is worth asking for while it is computed: rows of
+    /// float32.
     #[inline(always)]
-    fn begin(&mut self, _: S, _: Span) {}
+    fn ahead(&self, _: Span) -> Option<Rows<*const f32>> {
+        None
+    }
 
     /// Takes the sums of a tile, a word each.
     ///
@@ -180,13 +183,16 @@ pub(crate) unsafe fn multiply_words<S: Simd, P: Product<S>>(
             let last = start + depth == words.end;
             // SAFETY: panels and words that b has; the caller's contract.
             let block = unsafe { b.block(s, panel..panel + width, start..start + depth) };
-            let mut row = 0;
+            let (mut row, mut tile) = (0, 0);
             while row < rows {
                 let height = even_share(rows - row, most_rows);
                 let at = Span { row, rows: height, panel: panel - panels.start, panels: width };
-                if last {
-                    finish.begin(s, at);
-                }
+                // Where a tile is not finished, its sums are what is close by.
+                let ahead = if last { finish.ahead(at) } else { None };
+                let ahead = ahead.unwrap_or(Rows { ptr: room.ptr.cast_const().cast(), stride: 0 });
+                // The first tiles ask for the panels that come after these, one of them each: they may be far away.
+                let later = if tile < width { b.place(panel + width + tile, start) } else { None };
+                let later = later.unwrap_or(block.ptr);
                 // SAFETY: `row + height <= rows`, which the room has; the block holds `width` panels of `depth` words.
                 unsafe {
                     // Sums that one pass completes may all lie in the same place, which stays in the first-level cache.
@@ -194,12 +200,16 @@ pub(crate) unsafe fn multiply_words<S: Simd, P: Product<S>>(
                     let c = Rows { ptr: room.ptr.add(first * room.stride), ..room };
                     let a = Rows { ptr: a.ptr.add(row * a.stride + 4 * (start - words.start)), ..*a };
                     let accumulate = start > words.start;
-                    product.tile(s, &Tile { rows: height, panels: width, a, b: block, k: depth, c, accumulate });
+                    product.tile(
+                        s,
+                        &Tile { rows: height, panels: width, a, b: block, k: depth, c, accumulate, ahead, later },
+                    );
                     if last {
                         finish.finish(s, at, Rows { ptr: c.ptr.cast_const(), stride: c.stride });
                     }
                 }
                 row += height;
+                tile += 1;
             }
             start += depth;
             if last {

@@ -67,6 +67,13 @@ impl Panels {
         }
     }
 
+    /// Where a panel has a word, if words are as they are; the panel need not be there.
+    #[inline(always)]
+    pub(super) fn place(&self, panel: usize, word: usize) -> Option<*const u32> {
+        let first = (panel * self.words + word) * PANEL;
+        (self.storage == Storage::Words).then(|| self.ptr.wrapping_add(first))
+    }
+
     /// Some words of some panels as `[panel][word][16]`, unpacked into the room where they have to be.
     ///
     /// # Safety

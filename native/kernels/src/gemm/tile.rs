@@ -18,6 +18,11 @@ pub(crate) struct Tile {
     pub(super) k: usize,
     pub(super) c: Rows<*mut u32>,
     pub(super) accumulate: bool,
+    /// Rows as many and as long as those of `c`, which need not be there: asked for while the product runs, evenly spread over
+    /// it, since a core waits for a dozen lines of memory at a time and no more.
+    pub(super) ahead: Rows<*const f32>,
+    /// As many words as a panel of `b` has, which need not be there: asked for a word a step, for a later tile.
+    pub(super) later: *const u32,
 }
 
 /// Whether a product with these constants of [`Product`] asks for tiles of that size.
@@ -73,7 +78,7 @@ impl Tile {
     /// What [`Tile`] says.
     #[inline(always)]
     unsafe fn multiply_sized<S: Simd, P: Product<S>, const ROWS: usize, const VECTORS: usize>(self, s: S, product: P) {
-        let Tile { a, b, k, c, accumulate, .. } = self;
+        let Tile { a, b, k, c, accumulate, ahead, later, .. } = self;
         // SAFETY: vector v of a row is lanes `v * LANES ..` of the tile: panel `v * LANES / 16`, column `v * LANES % 16`;
         // rows are below ROWS, vectors below VECTORS, steps below k. The caller's contract.
         unsafe {
@@ -81,6 +86,9 @@ impl Tile {
             for (v, panel) in panels.iter_mut().enumerate() {
                 *panel = b.ptr.add(v * S::LANES / PANEL * b.stride + v * S::LANES % PANEL);
             }
+            // Steps for which a row of those ahead is asked for, and the first one that is not yet.
+            let share = (k / ROWS).next_multiple_of(P::STEP).max(P::STEP);
+            let mut next = 0;
             let mut start = 0;
             while start == 0 || start < k {
                 let end = k.min(start.saturating_add(product.chain()));
@@ -96,30 +104,42 @@ impl Tile {
                 let whole = end - (end - start) % P::STEP;
                 let mut step = start;
                 while step < whole {
-                    let mut columns = [[product.zero(s); 2]; VECTORS];
-                    for (columns, panel) in columns.iter_mut().zip(&panels) {
-                        columns[0] = product.load(s, panel.add(step * PANEL));
-                        if P::STEP == 2 {
-                            columns[1] = product.load(s, panel.add((step + 1) * PANEL));
+                    let pause = whole.min(step + share);
+                    if next < ROWS {
+                        for col in (0..VECTORS * S::LANES).step_by(PANEL) {
+                            s.prefetch(ahead.ptr.wrapping_add(next * ahead.stride + col));
                         }
+                        next += 1;
                     }
-                    for (v, panel) in panels.iter().enumerate() {
-                        if v * S::LANES % PANEL == 0 {
-                            s.prefetch(panel.wrapping_add((step + AHEAD) * PANEL).cast());
+                    while step < pause {
+                        let mut columns = [[product.zero(s); 2]; VECTORS];
+                        for (columns, panel) in columns.iter_mut().zip(&panels) {
+                            columns[0] = product.load(s, panel.add(step * PANEL));
                             if P::STEP == 2 {
-                                s.prefetch(panel.wrapping_add((step + 1 + AHEAD) * PANEL).cast());
+                                columns[1] = product.load(s, panel.add((step + 1) * PANEL));
                             }
                         }
-                    }
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let x = a.ptr.add(row * a.stride + 4 * step);
-                        let second = if P::STEP == 2 { product.splat(s, x.add(4)) } else { product.zero(s) };
-                        let x = [product.splat(s, x), second];
-                        for (sum, column) in sums.iter_mut().zip(columns) {
-                            *sum = product.step(s, *sum, x, column);
+                        for (v, panel) in panels.iter().enumerate() {
+                            if v * S::LANES % PANEL == 0 {
+                                s.prefetch(panel.wrapping_add((step + AHEAD) * PANEL).cast());
+                                if P::STEP == 2 {
+                                    s.prefetch(panel.wrapping_add((step + 1 + AHEAD) * PANEL).cast());
+                                }
+                            }
                         }
+                        for word in 0..P::STEP {
+                            s.prefetch_far(later.wrapping_add((step + word) * PANEL).cast());
+                        }
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            let x = a.ptr.add(row * a.stride + 4 * step);
+                            let second = if P::STEP == 2 { product.splat(s, x.add(4)) } else { product.zero(s) };
+                            let x = [product.splat(s, x), second];
+                            for (sum, column) in sums.iter_mut().zip(columns) {
+                                *sum = product.step(s, *sum, x, column);
+                            }
+                        }
+                        step += P::STEP;
                     }
-                    step += P::STEP;
                 }
                 if P::STEP == 2 && whole < end {
                     for (row, sums) in sums.iter_mut().enumerate() {

@@ -11,15 +11,26 @@ use crate::rows::RowStarts;
 pub(super) trait TileSums<S: Simd> {
     /// What the columns of a row have in common.
     type Row: Copy;
+    /// What the rows of a vector of columns have in common.
+    type Columns: Copy;
 
-    /// Row `row` of the tile; rows are asked for in order.
-    fn row(&mut self, s: S, row: usize) -> Self::Row;
+    /// Row `row` of the tile.
+    ///
+    /// # Safety
+    /// The tile has that row.
+    unsafe fn row(&self, s: S, row: usize) -> Self::Row;
 
     /// The columns from `col` on.
     ///
     /// # Safety
-    /// The tile has that row, and less than `LANES` columns may be missing at its end.
-    unsafe fn columns(&self, s: S, row: Self::Row, col: usize) -> S::F;
+    /// The tile has column `col`; less than `LANES` columns may be missing at its end.
+    unsafe fn columns(&self, s: S, col: usize) -> Self::Columns;
+
+    /// The sums of a row in columns from `col` on.
+    ///
+    /// # Safety
+    /// Both are of this tile.
+    unsafe fn sums(&self, s: S, row: Self::Row, columns: Self::Columns, col: usize) -> S::F;
 }
 
 /// A checked call: every pointer's elements exist as far as M and N say.
@@ -30,6 +41,8 @@ pub(super) struct Epilogue<'a> {
     residual: Option<(*const f32, RowStarts)>,
     y: Target<'a>,
     starts: RowStarts,
+    /// How far the rows of y are apart, if evenly.
+    stride: Option<usize>,
 }
 
 /// Which of equal groups each row is in, row after row: one division for all of them.
@@ -113,19 +126,16 @@ impl<'a> Epilogue<'a> {
                 Target::Bytes { q: q.as_mut_ptr(), grid, share: m / rows.max(1), top }
             }
         };
-        Epilogue { bias: op.bias, act: op.act, gate, residual, y, starts: row_starts(&layout, (m, n), "y") }
+        let starts = row_starts(&layout, (m, n), "y");
+        let stride = layout.as_rows().map(|(_, _, stride)| stride);
+        Epilogue { bias: op.bias, act: op.act, gate, residual, y, starts, stride }
     }
 
-    /// Asks for the memory of a tile of y, which [`Epilogue::finish`] will write.
+    /// The rows of a tile of y that [`Epilogue::finish`] will write, where they are of float32.
     #[inline(always)]
-    pub(super) fn prefetch<S: Simd>(&self, s: S, tile: Part) {
-        if let Target::F32(y) = self.y {
-            for row in 0..tile.rows {
-                for col in (0..tile.cols).step_by(16) {
-                    s.prefetch(y.wrapping_add(self.starts.at(tile.row + row) + tile.col + col));
-                }
-            }
-        }
+    pub(super) fn ahead(&self, tile: Part) -> Option<Rows<*const f32>> {
+        let (Target::F32(y), Some(stride)) = (self.y, self.stride) else { return None };
+        Some(Rows { ptr: y.cast_const().wrapping_add(tile.row * stride + tile.col), stride })
     }
 
     /// Finishes a tile.
@@ -134,92 +144,91 @@ impl<'a> Epilogue<'a> {
     /// The tile is inside y and nobody else's, and `sums` has its rows and columns. What is read of the residual is
     /// written after, so it may be y.
     #[inline(always)]
-    pub(super) unsafe fn finish<S: Simd>(&self, s: S, tile: Part, sums: &mut impl TileSums<S>) {
+    pub(super) unsafe fn finish<S: Simd>(&self, s: S, tile: Part, sums: &impl TileSums<S>) {
+        let bias = self.bias.map(|bias| bias[tile.col..].as_ptr());
         // SAFETY: the caller's contract.
         unsafe {
             if self.act == Act::None {
-                return self.write(s, tile, sums, self.bias);
+                return self.write(s, tile, sums, bias);
             }
             let mut values = Aligned::<f32, MOST_TILE>::new();
             let values = Rows { ptr: values.as_mut_ptr(), stride: tile.cols.next_multiple_of(S::LANES) };
-            for row in 0..tile.rows {
-                let of = sums.row(s, row);
-                for col in (0..tile.cols).step_by(S::LANES) {
-                    let mut v = sums.columns(s, of, col);
-                    if let Some(bias) = self.bias {
-                        let (bias, n) = (bias.as_ptr().add(tile.col + col), tile.cols - col);
-                        v = s.add(v, if n < S::LANES { s.load_first(bias, n) } else { s.load(bias) });
-                    }
-                    s.store(values.ptr.add(row * values.stride + col), v);
-                }
+            store_rows(s, tile, sums, bias, values);
+            let plain = self.plain::<S>(tile);
+            let (cols, to) = (values.stride, plain.unwrap_or(values));
+            s.call(Activate { act: self.act, values, rows: tile.rows, cols, to });
+            if plain.is_none() {
+                let values = FloatSums(Rows { ptr: values.ptr.cast_const(), stride: values.stride });
+                self.write(s, tile, &values, None);
             }
-            s.call(Activate { act: self.act, values: values.ptr, len: tile.rows * values.stride });
-            let mut values = FloatSums(Rows { ptr: values.ptr.cast_const(), stride: values.stride });
-            self.write(s, tile, &mut values, None);
         }
+    }
+
+    /// The rows of a tile of y, if whole vectors of float32 may be written there and there is no gate and no residual.
+    #[inline(always)]
+    fn plain<S: Simd>(&self, tile: Part) -> Option<Rows<*mut f32>> {
+        let (Target::F32(y), Some(stride)) = (self.y, self.stride) else { return None };
+        let plain = self.gate.is_none() && self.residual.is_none() && tile.cols.is_multiple_of(S::LANES);
+        plain.then(|| Rows { ptr: y.wrapping_add(tile.row * stride + tile.col), stride })
     }
 
     /// Writes a tile whose activation is done: bias, gate, residual, and the format of y.
     ///
     /// # Safety
-    /// As [`Epilogue::finish`].
+    /// As [`Epilogue::finish`]; `bias` has as many elements as the tile has columns.
     #[inline(always)]
-    unsafe fn write<S: Simd>(&self, s: S, tile: Part, sums: &mut impl TileSums<S>, bias: Option<&[f32]>) {
-        let whole = tile.cols.is_multiple_of(S::LANES);
-        let plain = self.gate.is_none() && self.residual.is_none() && matches!(self.y, Target::F32(_));
+    unsafe fn write<S: Simd>(&self, s: S, tile: Part, sums: &impl TileSums<S>, bias: Option<*const f32>) {
         // SAFETY: the caller's contract.
         unsafe {
-            match (whole, plain) {
-                (true, true) => self.write_as::<S, true, true>(s, tile, sums, bias),
-                (true, false) => self.write_as::<S, true, false>(s, tile, sums, bias),
-                _ => self.write_as::<S, false, false>(s, tile, sums, bias),
+            match self.plain::<S>(tile) {
+                Some(to) => store_rows(s, tile, sums, bias, to),
+                None if tile.cols == 2 * S::LANES => self.write_as::<S, true>(s, tile, sums, bias),
+                None => self.write_as::<S, false>(s, tile, sums, bias),
             }
         }
     }
 
-    /// [`Epilogue::write`], where only `WHOLE` vectors are to be written, and where they are `PLAIN`: float32 without gate or
-    /// residual.
+    /// [`Epilogue::write`] for a `PAIR` of vectors in a row, which is what most tiles have, or for any number.
     ///
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn write_as<S: Simd, const WHOLE: bool, const PLAIN: bool>(
+    unsafe fn write_as<S: Simd, const PAIR: bool>(
         &self,
         s: S,
         tile: Part,
-        sums: &mut impl TileSums<S>,
-        bias: Option<&[f32]>,
+        sums: &impl TileSums<S>,
+        bias: Option<*const f32>,
     ) {
-        let bias = bias.map(|bias| bias[tile.col..].as_ptr());
         let (mut gates, mut grids) = (Groups::from(tile.row), Groups::from(tile.row));
+        // SAFETY: a pair of vectors is all columns of the tile.
+        let pair = unsafe { [sums.columns(s, 0), sums.columns(s, if PAIR { S::LANES } else { 0 })] };
         for row in 0..tile.rows {
             let m = tile.row + row;
-            let of = sums.row(s, row);
-            let gate = match &self.gate {
-                Some(gate) if !PLAIN => {
-                    Some(gate.ptr.wrapping_add(gate.starts.at(gates.next_group(gate.share)) + tile.col))
-                }
-                _ => None,
-            };
-            let residual = match &self.residual {
-                Some((ptr, starts)) if !PLAIN => Some(ptr.wrapping_add(starts.at(m) + tile.col)),
-                _ => None,
-            };
+            // SAFETY: a row of the tile.
+            let of = unsafe { sums.row(s, row) };
+            let gate = self
+                .gate
+                .as_ref()
+                .map(|gate| gate.ptr.wrapping_add(gate.starts.at(gates.next_group(gate.share)) + tile.col));
+            let residual = self.residual.as_ref().map(|(ptr, starts)| ptr.wrapping_add(starts.at(m) + tile.col));
             let start = self.starts.at(m) + tile.col;
             let quantizer = match self.y {
-                Target::Bytes { grid, share, top, .. } if !PLAIN => {
+                Target::Bytes { grid, share, top, .. } => {
                     let row = 2 * grids.next_group(share);
                     Some(Quantizer::of_grid([grid[row], grid[row + 1]], top).vectors(s))
                 }
                 _ => None,
             };
-            for col in (0..tile.cols).step_by(S::LANES) {
-                let n = if WHOLE { S::LANES } else { tile.cols - col };
+            for v in 0..if PAIR { 2 } else { tile.cols.div_ceil(S::LANES) } {
+                let col = v * S::LANES;
+                let n = if PAIR { S::LANES } else { tile.cols - col };
                 // SAFETY: every row has at least `col + n` elements; the caller's contract.
                 unsafe {
                     let load =
-                        |row: *const f32| if WHOLE { s.load(row.add(col)) } else { s.load_first(row.add(col), n) };
-                    let mut v = sums.columns(s, of, col);
+                        |row: *const f32| if PAIR { s.load(row.add(col)) } else { s.load_first(row.add(col), n) };
+                    let columns = if PAIR { pair[v] } else { sums.columns(s, col) };
+                    let mut v = sums.sums(s, of, columns, col);
                     if let Some(bias) = bias {
                         v = s.add(v, load(bias));
                     }
@@ -230,9 +239,8 @@ impl<'a> Epilogue<'a> {
                         (Some(gate), Some(residual)) => s.mul_add(load(gate), v, load(residual)),
                     };
                     match (self.y, &quantizer) {
-                        (Target::F32(y), _) if WHOLE => s.store(y.add(start + col), v),
+                        (Target::F32(y), _) if PAIR => s.store(y.add(start + col), v),
                         (Target::F32(y), _) => s.store_first(y.add(start + col), v, n),
-                        _ if PLAIN => {}
                         (Target::Bf16(y), _) => s.store_words(y.add(start + col), s.to_bf16(v), n),
                         (Target::Bytes { q, .. }, quantizer) => {
                             if let Some(quantizer) = quantizer {
@@ -246,11 +254,52 @@ impl<'a> Epilogue<'a> {
     }
 }
 
-/// Activates whole vectors where they are, in a function of its own, which all kinds of sums share.
+/// Writes `sums + bias` of a tile in whole vectors.
+///
+/// # Safety
+/// A tile's columns, made whole vectors, are in `sums` and writable in the rows of `to`; `bias` has those that the tile has.
+#[inline(always)]
+unsafe fn store_rows<S: Simd>(s: S, tile: Part, sums: &impl TileSums<S>, bias: Option<*const f32>, to: Rows<*mut f32>) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if tile.cols == 2 * S::LANES {
+            // What most tiles have. To add -0 changes nothing, not even the sign of 0.
+            let none = [s.splat(-0.0); 2];
+            let bias = bias.map_or(
+                none,
+                #[inline(always)]
+                |bias| [s.load(bias), s.load(bias.add(S::LANES))],
+            );
+            let pair = [sums.columns(s, 0), sums.columns(s, S::LANES)];
+            for row in 0..tile.rows {
+                let (of, to) = (sums.row(s, row), to.ptr.add(row * to.stride));
+                for v in 0..2 {
+                    let col = v * S::LANES;
+                    s.store(to.add(col), s.add(sums.sums(s, of, pair[v], col), bias[v]));
+                }
+            }
+            return;
+        }
+        for row in 0..tile.rows {
+            let (of, to) = (sums.row(s, row), to.ptr.add(row * to.stride));
+            for col in (0..tile.cols).step_by(S::LANES) {
+                let mut value = sums.sums(s, of, sums.columns(s, col), col);
+                if let Some(bias) = bias {
+                    value = s.add(value, s.load_first(bias.add(col), tile.cols - col));
+                }
+                s.store(to.add(col), value);
+            }
+        }
+    }
+}
+
+/// Activates whole vectors of rows, where they are or into others, in a function of its own, which all kinds of sums share.
 struct Activate {
     act: Act,
-    values: *mut f32,
-    len: usize,
+    values: Rows<*mut f32>,
+    rows: usize,
+    cols: usize,
+    to: Rows<*mut f32>,
 }
 
 impl Kernel for Activate {
@@ -258,12 +307,24 @@ impl Kernel for Activate {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let Activate { values, to, .. } = self;
         // A loop for each, which keeps its constants in registers.
         for (act, _) in Act::ALL {
             if act == self.act {
-                for i in (0..self.len).step_by(S::LANES) {
-                    // SAFETY: `finish`, which alone makes one, has so many values.
-                    unsafe { s.store(self.values.add(i), act.apply(s, s.load(self.values.add(i)))) };
+                for row in 0..self.rows {
+                    // SAFETY: `finish`, which alone makes one, has so many rows of so many values.
+                    unsafe {
+                        let (from, to) = (values.ptr.add(row * values.stride), to.ptr.add(row * to.stride));
+                        if self.cols == 2 * S::LANES {
+                            for col in [0, S::LANES] {
+                                s.store(to.add(col), act.apply(s, s.load(from.add(col))));
+                            }
+                            continue;
+                        }
+                        for col in (0..self.cols).step_by(S::LANES) {
+                            s.store(to.add(col), act.apply(s, s.load(from.add(col))));
+                        }
+                    }
                 }
             }
         }
@@ -275,14 +336,18 @@ pub(super) struct FloatSums(pub(super) Rows<*const f32>);
 
 impl<S: Simd> TileSums<S> for FloatSums {
     type Row = *const f32;
+    type Columns = ();
 
     #[inline(always)]
-    fn row(&mut self, _: S, row: usize) -> *const f32 {
+    unsafe fn row(&self, _: S, row: usize) -> *const f32 {
         self.0.ptr.wrapping_add(row * self.0.stride)
     }
 
     #[inline(always)]
-    unsafe fn columns(&self, s: S, row: *const f32, col: usize) -> S::F {
+    unsafe fn columns(&self, _: S, _: usize) {}
+
+    #[inline(always)]
+    unsafe fn sums(&self, s: S, row: *const f32, _: (), col: usize) -> S::F {
         // SAFETY: the caller's contract; rows are padded to whole panels.
         unsafe { s.load(row.add(col)) }
     }
