@@ -203,7 +203,7 @@ fn special_values() {
         (Act(scoregraph_simd::Act::QuickGelu), vec![(inf, inf), (-1e30, 0.0), (1e30, 1e30), (nan, nan)]),
         (Act(scoregraph_simd::Act::Relu), vec![(inf, inf), (-inf, 0.0), (nan, nan)]),
         (Act(scoregraph_simd::Act::Silu), vec![(inf, inf), (-1e30, 0.0), (nan, nan)]),
-        (Act(scoregraph_simd::Act::GeluTanh), vec![(inf, inf), (-1e30, 0.0), (1e30, 1e30), (nan, nan)]),
+        (Act(scoregraph_simd::Act::GeluTanh), vec![(inf, inf), (-1e30, 0.0), (-10.1, 0.0), (1e30, 1e30), (nan, nan)]),
         (Act(scoregraph_simd::Act::GeluErf), vec![(inf, inf), (-1e30, 0.0), (1e30, 1e30), (nan, nan)]),
     ];
     for isa in isas() {

@@ -63,7 +63,7 @@ fn run_as(
     };
     let job = Job { epilogue, k: words, x, packed: Panels::stored(weights, words, storage, std::ptr::null_mut()) };
     for_parts(ctx, (m, n), |part| {
-        let tile = Tile { job: &job, part: &part };
+        let tile = Tile { job: &job, part };
         match form {
             Form::Pairs => ctx.isa.dispatch_bf16(tile),
             Form::Expanded => ctx.isa.dispatch(tile),
@@ -73,7 +73,7 @@ fn run_as(
 
 struct Tile<'a> {
     job: &'a Job<'a>,
-    part: &'a Part,
+    part: Part,
 }
 
 impl Kernel for Tile<'_> {

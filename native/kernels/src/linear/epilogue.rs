@@ -220,14 +220,13 @@ impl<'a> Epilogue<'a> {
                 }
                 _ => None,
             };
-            for v in 0..if PAIR { 2 } else { tile.cols.div_ceil(S::LANES) } {
-                let col = v * S::LANES;
+            for col in (0..if PAIR { 2 * S::LANES } else { tile.cols }).step_by(S::LANES) {
                 let n = if PAIR { S::LANES } else { tile.cols - col };
                 // SAFETY: every row has at least `col + n` elements; the caller's contract.
                 unsafe {
                     let load =
                         |row: *const f32| if PAIR { s.load(row.add(col)) } else { s.load_first(row.add(col), n) };
-                    let columns = if PAIR { pair[v] } else { sums.columns(s, col) };
+                    let columns = if PAIR { pair[col / S::LANES] } else { sums.columns(s, col) };
                     let mut v = sums.sums(s, of, columns, col);
                     if let Some(bias) = bias {
                         v = s.add(v, load(bias));

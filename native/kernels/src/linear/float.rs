@@ -17,7 +17,7 @@ pub(super) fn run(
 ) {
     let x = Rows { ptr: x.ptr.cast(), stride: 4 * x.stride };
     let job = Job { epilogue, k, x, packed: Panels::words(packed.as_ptr().cast(), k) };
-    for_parts(ctx, (m, n), |part| ctx.isa.dispatch(Tile { job: &job, part: &part }));
+    for_parts(ctx, (m, n), |part| ctx.isa.dispatch(Tile { job: &job, part }));
 }
 
 /// A product of which a word is a float, the panels' too once they are unpacked.
@@ -34,7 +34,7 @@ unsafe impl Sync for Job<'_> {}
 
 struct Tile<'a> {
     job: &'a Job<'a>,
-    part: &'a Part,
+    part: Part,
 }
 
 impl Kernel for Tile<'_> {
@@ -52,7 +52,7 @@ impl Kernel for Tile<'_> {
 /// # Safety
 /// It is inside of it and nobody else's; x has its rows and the weights have its columns, of `k` words.
 #[inline(always)]
-pub(super) unsafe fn multiply_part<S: Simd, P: Product<S>>(s: S, product: P, job: &Job, packed: Panels, part: &Part) {
+pub(super) unsafe fn multiply_part<S: Simd, P: Product<S>>(s: S, product: P, job: &Job, packed: Panels, part: Part) {
     // SAFETY: the caller's contract.
     unsafe {
         let a = Rows { ptr: job.x.ptr.add(part.row * job.x.stride), ..job.x };
@@ -64,7 +64,7 @@ pub(super) unsafe fn multiply_part<S: Simd, P: Product<S>>(s: S, product: P, job
 /// Sums that are the values themselves.
 struct FinishFloats<'a> {
     epilogue: &'a Epilogue<'a>,
-    part: &'a Part,
+    part: Part,
 }
 
 impl<S: Simd> Finish<S> for FinishFloats<'_> {

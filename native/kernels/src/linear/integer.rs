@@ -17,7 +17,7 @@ pub(super) fn run(
     weights: &Integers,
 ) {
     let job = Job { epilogue, k, x, grid, share: m / (grid.len() / 2), weights };
-    for_parts(ctx, (m, n), |part| ctx.isa.dispatch_dots(Tile { job: &job, part: &part }));
+    for_parts(ctx, (m, n), |part| ctx.isa.dispatch_dots(Tile { job: &job, part }));
 }
 
 struct Job<'a> {
@@ -35,7 +35,7 @@ unsafe impl Sync for Job<'_> {}
 
 struct Tile<'a> {
     job: &'a Job<'a>,
-    part: &'a Part,
+    part: Part,
 }
 
 impl DotKernel for Tile<'_> {
@@ -75,7 +75,7 @@ type Earlier = Aligned<f32, { TILE_ROWS * TILE_COLS }>;
 /// What becomes of the sums of one group of inputs.
 struct FinishBytes<'a> {
     job: &'a Job<'a>,
-    part: &'a Part,
+    part: Part,
     group: usize,
     earlier: &'a mut Earlier,
     /// Of the part's columns.
@@ -91,7 +91,7 @@ struct FinishBytes<'a> {
 impl<'a> FinishBytes<'a> {
     /// Of a part: brings what its rows have, once for all tiles. [`FinishBytes::start`] comes next.
     #[inline(always)]
-    fn new<S: Dots>(s: S, job: &'a Job<'a>, part: &'a Part, earlier: &'a mut Earlier) -> FinishBytes<'a> {
+    fn new<S: Dots>(s: S, job: &'a Job<'a>, part: Part, earlier: &'a mut Earlier) -> FinishBytes<'a> {
         let mut row_scale = Aligned::new();
         let mut zero = Aligned::<i32, TILE_ROWS>::new();
         let to: [*mut f32; 2] = [row_scale.as_mut_ptr(), zero.as_mut_ptr().cast()];

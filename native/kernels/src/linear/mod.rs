@@ -275,9 +275,6 @@ fn pack_weights<'a>(ctx: &Context, plain: &[f32], (n, k): (usize, usize), scratc
 }
 
 /// A part of y: rows and columns from (`row`, `col`) on, at most [`TILE_ROWS`] by [`TILE_COLS`].
-///
-/// Kernels borrow it: a copy reads in one vector what was just written in words, which waits until all writes before it are
-/// done, those to y of the part before too.
 #[derive(Clone, Copy)]
 struct Part {
     row: usize,
