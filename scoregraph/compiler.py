@@ -107,7 +107,7 @@ def compile(
     draft = stages.run(_call_passes(backend), lowered, _listing, fuel)
     if recipe is not None:
         draft = _quantized(draft, recipe, device, calibrate_on, threads, stages, fuel)
-    draft = stages.run(_memory_passes(device), draft, _listing, fuel)
+    draft = stages.run(_last_passes(device), draft, _listing, fuel)
     for segment in draft.plan.segments:
         for call in segment.calls:
             if miss := backend.supports(call):
@@ -393,10 +393,10 @@ def _evaluate(draft: Draft, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np
     return Reference("float64").compile(plan, constants).run(inputs, samples)
 
 
-def _memory_passes(device: str) -> list[Pass[Draft]]:
-    from scoregraph.passes.plan.pipeline import memory_passes
+def _last_passes(device: str) -> list[Pass[Draft]]:
+    from scoregraph.passes.plan.pipeline import memory_passes, product_passes
 
-    return memory_passes(device)
+    return [*product_passes(device), *memory_passes(device)]
 
 
 def _serves_other_tables(plan: Plan) -> bool:

@@ -214,6 +214,25 @@ CASES = [
         {"stride": [1, 1], "padding": [0, 0, 1, 1], "up": [2, 2], "act": "none"},
         name="upsampled channels of a larger image, padded behind",
     ),
+    Case(
+        "conv2d",
+        {
+            "x": Given(normal(3, 20, 9, 7), shape=(3, 16, 9, 7), strides=(1260, 63, 7, 1), offset=126),
+            "w": w(4, 4, 11, 16),
+            "bias": w(11),
+            "residual": Given(normal(3, 11, 9, 8)),
+        },
+        (3, 11, 9, 8),
+        {"stride": [1, 1], "padding": [2, 1, 0, 2], "up": [1, 1], "act": "silu", "winograd": 2},
+        name="minimal filtering",
+    ),
+    Case(
+        "conv2d",
+        {"x": Given(IMAGE), "w": w(3, 3, 11, 16), "emb": Given(normal(3, 11))},
+        (3, 11, 18, 14),
+        {"stride": [1, 1], "padding": [1] * 4, "up": [2, 2], "act": "none", "winograd": 2},
+        name="minimal filtering behind an upsampling",
+    ),
     Case("group_norm", {"x": Given(IMAGE), "weight": w(16), "bias": w(16)}, (3, 16, 9, 7), {"groups": 4, "eps": 1e-5}),
     Case(
         "group_norm",

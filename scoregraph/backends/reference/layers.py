@@ -14,6 +14,7 @@ from torch.nn import functional
 from scoregraph.backends.reference import formats
 from scoregraph.backends.reference.elementwise import activate
 from scoregraph.backends.reference.frame import Attrs, Frame, Roles
+from scoregraph.backends.reference.winograd import filtered
 from scoregraph.errors import IndexOutOfRange
 
 LOWEST = {"silu": -1.2784645428, "quick_gelu": -0.7511542555, "gelu_erf": -0.7517915247, "gelu_tanh": -0.7524614221}
@@ -64,8 +65,11 @@ def conv2d(ins: Roles, attrs: Attrs, frame: Frame) -> Tensor:
     x, w = (formats.integer_image(ins), ins["w"].to(torch.float64)) if exact else (ins["x"], ins["w"])
     tall, wide = attrs.get("up", (1, 1))
     top, left, bottom, right = _borders(attrs["padding"])
-    x = x.repeat_interleave(tall, dim=2).repeat_interleave(wide, dim=3)
-    y = functional.conv2d(functional.pad(x, (left, right, top, bottom)), w, stride=attrs["stride"])
+    if "winograd" in attrs:
+        y = filtered(x, w, (top, left, bottom, right))
+    else:
+        x = x.repeat_interleave(tall, dim=2).repeat_interleave(wide, dim=3)
+        y = functional.conv2d(functional.pad(x, (left, right, top, bottom)), w, stride=attrs["stride"])
     if exact:
         scale = formats.spread_scale(ins["grid"], x.shape[0]).to(frame.dtype)
         y = y.to(frame.dtype) * (scale[:, None] * ins["wscale"][:, 0].to(frame.dtype))[:, :, None, None]

@@ -42,7 +42,8 @@ class PackWeights:
             for call in segment.calls:
                 for role, ref in call.ins.items():
                     if ref[0] == "c":
-                        roles.setdefault(int(ref[1:]), set()).add(f"{call.op}.{role}")
+                        form = "transformed " if "winograd" in call.attrs else ""
+                        roles.setdefault(int(ref[1:]), set()).add(f"{form}{call.op}.{role}")
         for table in module.plan.tables:
             roles.setdefault(table.constant, set()).add("the rows of a table")
         constants, arrays, misses = list(module.plan.constants), dict(module.arrays), list[Miss]()

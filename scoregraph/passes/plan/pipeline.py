@@ -13,6 +13,7 @@ from scoregraph.passes.plan.pack_weights import PackWeights
 from scoregraph.passes.plan.plan_memory import PlanMemory
 from scoregraph.passes.plan.split_residuals import SplitResiduals
 from scoregraph.passes.plan.tabulate_time import Evaluator, TabulateTime
+from scoregraph.passes.plan.winograd import MinimalFiltering
 from scoregraph.plan.draft import Draft
 
 LAYOUTS = {"cpu": {"linear.w": "n16", "conv2d.w": "oc8"}}
@@ -21,7 +22,7 @@ LAYOUTS = {"cpu": {"linear.w": "n16", "conv2d.w": "oc8"}}
 
 def plan_passes(device: str) -> list[Pass[Draft]]:
     """The pipeline for a device, without quantization and what is evaluated while compiling."""
-    return [*call_passes(None), *memory_passes(device)]
+    return [*call_passes(None), *product_passes(device), *memory_passes(device)]
 
 
 def call_passes(evaluate: Evaluator | None) -> list[Pass[Draft]]:
@@ -43,6 +44,11 @@ def call_passes(evaluate: Evaluator | None) -> list[Pass[Draft]]:
         *([BatchRows()] if evaluate is not None else []),
         DropUnread(),
     ]
+
+
+def product_passes(device: str) -> list[Pass[Draft]]:
+    """What brings products that stay in float32 into the form in which a device computes them fastest."""
+    return [MinimalFiltering()] if device == "cpu" else []
 
 
 def memory_passes(device: str) -> list[Pass[Draft]]:
