@@ -11,7 +11,7 @@ from small_plan import pack_n16
 
 from scoregraph import _native
 from scoregraph.backends.cpu import Cpu
-from scoregraph.errors import IndexOutOfRange
+from scoregraph.errors import IndexOutOfRange, PlanCorrupt
 from scoregraph.plan.schema import Plan
 
 pytestmark = pytest.mark.native
@@ -331,6 +331,27 @@ def test_every_op_has_a_case():
     elsewhere |= {"gram", "quantile", "scalars", "record", "interpolate"}
     elsewhere |= {"quantize", "select_row"}  # test_quantize
     assert {case.op for case in CASES} | elsewhere == set(_native.ops())
+
+
+@pytest.mark.parametrize(
+    ("shape", "attrs", "says"),
+    [
+        ((4, 4, 8, 16), {"winograd": 4}, "must be 2"),
+        ((8, 16, 3, 3), {}, "not \\[4, 4, 3, 16\\]"),
+        ((3, 3, 8, 16), {}, "not \\[4, 4, 8, 16\\]"),
+        ((4, 4, 8, 15), {}, "not \\[4, 4, 8, 16\\]"),
+        ((4, 4, 8, 16), {"up": [2, 2]}, "not \\[3, 3, 8, 16\\]"),
+        ((4, 4, 8, 16), {"stride": [2, 2]}, "does not apply"),
+        ((4, 4, 8, 16), {"padding": [1, 1, 1, 3]}, "does not apply"),
+        ((3, 3, 8, 16), {"up": [2, 2], "padding": [1, 1, 1, 0]}, "does not apply"),
+        ((4, 4, 8, 16), {"chain": 1}, "chain"),
+    ],
+)
+def test_transformed_weights_that_do_not_fit_are_refused(shape, attrs, says):
+    attrs = {"stride": [1, 1], "padding": [1] * 4, "up": [1, 1], "winograd": 2, **attrs}
+    plan, constants, _ = one_call(Case("conv2d", {"x": Given(IMAGE), "w": w(*shape)}, (3, 8, 9, 7), attrs))
+    with pytest.raises(PlanCorrupt, match=says):
+        Cpu(1).compile(plan, constants)
 
 
 def test_an_index_out_of_range_names_the_layer():
