@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{Numbers, isas};
 use scoregraph_kernels::attention::{Attention, Format, attention, attention_scratch};
+use scoregraph_kernels::conv::{Conv2dShape, Epilogue, Winograd};
 use scoregraph_kernels::format::{Grid, Rows};
 use scoregraph_kernels::group_norm::{GroupNorm, Normed, group_norm, group_norm_scratch};
 use scoregraph_kernels::linear::{Input, Linear, Output, Weights, linear};
@@ -128,6 +129,29 @@ fn no_instruction_set_is_slower_than_the_scalar_twin() {
             group_norm(ctx, &op, &x, &mut y, &mut scratch);
         }),
     ));
+    for (up, input, name) in [(1, 32, "minimal filtering"), (2, 16, "minimal filtering, upsampled")] {
+        kernels.push((
+            name.into(),
+            Box::new(move |ctx, y| {
+                let shape = Conv2dShape {
+                    channels: 16,
+                    filters: 16,
+                    input: [input; 2],
+                    kernel: [3; 2],
+                    stride: [1; 2],
+                    padding: [1; 4],
+                    up: [up; 2],
+                };
+                let conv = Winograd::new(shape, ctx.isa, 1).unwrap();
+                let positions = conv.points() * conv.points();
+                let x = View::dense(&x[..16 * input * input], &[1, 16, input, input]).unwrap();
+                let epilogue = Epilogue { bias: Some(&w[..16]), emb: None, residual: None, act: Act::Silu };
+                let mut y = ViewMut::dense(y, &[1, 16, 32, 32]).unwrap();
+                let mut scratch = vec![0.0; conv.scratch_floats(1)];
+                conv.run(ctx.pool, &w[..positions * 256], &x, &epilogue, &mut y, &mut scratch);
+            }),
+        ));
+    }
     kernels.push(("softmax".into(), Box::new(|ctx, y| softmax(ctx, SIDE, x, y))));
     for kind in [Reduction::Sum, Reduction::Mean, Reduction::Min, Reduction::Max] {
         kernels.push((format!("reduce {kind:?}"), Box::new(move |ctx, y| reduce(ctx, kind, SIDE, x, &mut y[..SIDE]))));
