@@ -34,7 +34,7 @@ _LEAST_CHANNELS, _LEAST_FILTERS, _LEAST_TILES = 16, 16, 64
 
 @dataclass(frozen=True)
 class MinimalFiltering:
-    """``conv2d`` in float32, 3x3, stride 1, its weight constant → the same with ``winograd: 2`` and that transformed."""
+    """``conv2d`` in float32, 3x3, stride 1, of a constant weight → the same with ``winograd: 2``, w transformed."""
 
     name: ClassVar[str] = "winograd"
 
