@@ -173,6 +173,32 @@ def test_results_are_bytes_for_the_next_product(activations):
     np.testing.assert_array_equal(got, sums.astype(F32) * (chosen[0, 0] * second.scale[:, 0]))
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("count", [TOKENS, 130])
+@pytest.mark.parametrize("activations", ["u8", "u7"])
+def test_a_result_is_measured_in_the_same_call(activations, count, smooth):
+    """Few tokens, which threads share, and many, of which each makes blocks; what bytes mean is read back exactly."""
+    d, of, top = drafter(), Weights.random("i8", 1), TOP[activations]
+    x = given(d, "x", count, INPUTS)
+    q, grid = d.new(x.shape, "u8"), d.new((Batch(count), 2))
+    d.call("quantize", {"x": x}, {"y": q, "ygrid": grid})
+    factors = np.linspace(0.5, 3.0, OUTPUTS, dtype=F32) if smooth else np.ones(OUTPUTS, F32)
+    ins = {"x": q, "grid": grid, **of.operands(d)} | ({"smooth": d.constant(factors, "smooth")} if smooth else {})
+    whole, grids = d.new((Batch(), count, OUTPUTS + 3), activations), d.new((Batch(count), 2))
+    hidden = narrow(whole, 2, 0, 36)
+    d.call("linear", ins, {"y": narrow(whole, 2, 0, OUTPUTS), "ygrid": grids}, {"act": "relu", "chain": 0})
+    identity = np.eye(36, dtype=np.int8)
+    ones = d.constant(np.ones((36, 1), F32), "ones")
+    y = d.new((Batch(), count, 36))
+    ins = {"x": hidden, "grid": grids, "w": d.constant(identity, "eye", "i8"), "wscale": ones, "wsum": ones}
+    d.call("linear", ins, {"y": y}, {"act": "none", "chain": 0})
+    inputs = {"x": np.random.default_rng(12).standard_normal((BATCH, count, INPUTS)).astype(F32)}
+    got = answers(d, y, inputs)
+    made, spanned = quantized(np.maximum(of.product(*quantized(inputs["x"], 255)), F32(0)) * factors, top)
+    expected = (made - spanned[..., 1:])[..., :36].astype(F32) * spanned[..., :1]
+    np.testing.assert_array_equal(got, expected)
+
+
 def to_bf16(x: np.ndarray) -> np.ndarray:
     """The bits of the nearest bf16, the even one of a tie."""
     bits = x.astype(F32).view(np.uint32)
@@ -242,20 +268,30 @@ def refused(edit: str) -> str:
     x = given(d, "x", TOKENS, INPUTS)
     q, grid = d.new(x.shape, "u8"), d.new((Batch(TOKENS), 2))
     d.call("quantize", {"x": x}, {"y": q, "ygrid": grid})
-    y = d.new((Batch(), TOKENS, OUTPUTS), "u8" if edit == "no ygrid" else "f32")
-    ins = {"x": q, "grid": grid, **of.operands(d)}
+    measured = edit.startswith("measured")
+    y = d.new((Batch(), TOKENS, OUTPUTS), "u8" if edit == "no ygrid" or measured else "f32")
+    ins, outs = {"x": q, "grid": grid, **of.operands(d)}, {"y": y}
+    if measured:
+        outs["ygrid"] = d.new((Batch(1 if edit == "measured by sample" else TOKENS), 2))
+    if edit == "measured of floats":
+        ins = {"x": x, "w": d.constant(np.zeros((OUTPUTS, INPUTS), F32), "w32")}
+    if edit == "measured with a residual":
+        ins["residual"] = given(d, "residual", TOKENS, OUTPUTS)
     if edit == "bf16 weights":
         ins = {"x": q, "w": d.constant(np.zeros((OUTPUTS, INPUTS), np.uint16), "w16", "bf16")}
     if edit == "a grid of other rows":
         ins["grid"] = d.constant(np.ones((7, 2), F32), "grid")
     if edit == "a scale too many":
         ins["wscale"] = d.constant(np.ones((OUTPUTS, 3), F32), "wscale3")
-    d.call("linear", ins, {"y": y}, {"chain": 1 if edit == "a chain" else 0} if "wsum" in ins else {})
+    d.call("linear", ins, outs, {"chain": 1 if edit == "a chain" else 0} if "wsum" in ins else {})
     d.outputs.append(OutputSpec(name="y", buffer=int(y.storage[1:])))
     draft, _ = run_passes(memory_passes("cpu"), d.build(), show=lambda _: "")
     plan, constants = files.lay_out(draft.plan, draft.arrays)
     with pytest.raises(PlanCorrupt) as problem:
-        Cpu(1).compile(plan, constants).run({"x": tokens(1)}, np.zeros(BATCH, np.uint64))
+        Cpu(1).compile(plan, constants).run(
+            {spec.name: tokens(1, INPUTS if spec.name == "x" else OUTPUTS) for spec in plan.inputs},
+            np.zeros(BATCH, np.uint64),
+        )
     return str(problem.value)
 
 
@@ -267,6 +303,9 @@ def refused(edit: str) -> str:
         ("a grid of other rows", "grid"),
         ("a scale too many", "groups"),
         ("a chain", "16 bits"),
+        ("measured by sample", "a grid row for each"),
+        ("measured of floats", "integer weights"),
+        ("measured with a residual", "no residual"),
     ],
 )
 def test_what_does_not_fit_is_refused(edit, said):

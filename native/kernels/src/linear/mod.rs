@@ -4,6 +4,7 @@ mod bf16;
 mod epilogue;
 mod float;
 mod integer;
+mod measured;
 
 use std::ops::Range;
 
@@ -14,6 +15,8 @@ use crate::rows::RowStarts;
 use crate::{Context, Isa, Layout, View, ViewMut, copy};
 
 use epilogue::Epilogue;
+
+pub use measured::{Measured, linear_measured, measured_scratch};
 
 /// Panels of a part of y.
 const TILE_PANELS: usize = 6;

@@ -2,11 +2,12 @@
 
 use scoregraph_kernels::Act;
 use scoregraph_kernels::linear::{
-    Bits, Input, Integers, Kind, Linear as LinearArgs, Output, Weights, linear as linear_kernel, scratch_floats,
+    Bits, Input, Integers, Kind, Linear as LinearArgs, Measured, Output, Weights, linear as linear_kernel,
+    linear_measured, measured_scratch, scratch_floats,
 };
 use scoregraph_kernels::matmul::{matmul as matmul_kernel, matmul_scratch};
 
-use super::format::{check_grid, expect_rows, top};
+use super::format::{GridOperand, check_grid, expect_rows, smooth, top};
 use super::norm::{group_rows, vector};
 use super::{Args, Frame, Kernel, Target};
 use crate::fault::{Fault, Result};
@@ -24,7 +25,8 @@ struct Linear {
     residual: Option<Operand>,
     y: Operand,
     /// The grid of y and its largest byte.
-    y_grid: Option<(Operand, u8)>,
+    y_grid: Option<(GridOperand, u8)>,
+    smooth: Option<Operand>,
     act: Act,
     scratch: usize,
 }
@@ -98,11 +100,7 @@ pub(super) fn linear(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>>
     };
     results(&y, "y")?;
     let y_grid = match (top(y.dtype), y.dtype) {
-        (Some(top), _) => {
-            let grid = args.input("ygrid")?;
-            check_grid(&grid, "ygrid", rows)?;
-            Some((grid, top))
-        }
+        (Some(top), _) => Some((GridOperand::of(args, rows)?, top)),
         (None, DType::F32 | DType::Bf16) => None,
         (None, other) => return Err(Fault::plan(format!("y is {other}, not f32, bf16, u8 or u7"))),
     };
@@ -111,12 +109,25 @@ pub(super) fn linear(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>>
         results(residual, "residual")?;
         args.allow_in_place("y", "residual");
     }
+    let gate = group_rows(args, "gate", rows, cols)?;
+    let smooth = match &y_grid {
+        Some((GridOperand::Measured(grid), _)) => {
+            if kind != Kind::Integers || gate.is_some() || residual.is_some() || grid.shape()[0] != rows {
+                return Err(Fault::plan(format!(
+                    "ygrid {:?} is a result; that takes integer weights, no gate, no residual, and a grid row for each of {rows}",
+                    grid.shape()
+                )));
+            }
+            smooth(args, y.dtype, cols)?
+        }
+        _ => None,
+    };
     let integers =
         (kind == Kind::Integers).then(|| IntegerOperands::of(args, w.dtype, rows, [cols, depth])).transpose()?;
     Ok(Box::new(Linear {
         integers,
         bias: vector(args, "bias", cols)?,
-        gate: group_rows(args, "gate", rows, cols)?,
+        gate,
         act: args.act()?,
         scratch: scratch_floats(kind, &x.layout, cols, target.isa),
         cols,
@@ -126,6 +137,7 @@ pub(super) fn linear(args: &Args<'_>, target: Target) -> Result<Box<dyn Kernel>>
         residual,
         y,
         y_grid,
+        smooth,
     }))
 }
 
@@ -174,12 +186,25 @@ impl Kernel for Linear {
                 gate: self.gate.as_ref().map(|gate| frame.view(gate)),
                 residual: self.residual.as_ref().map(|residual| frame.view(residual)),
             };
+            let (context, scratch) = (frame.context(), frame.scratch());
             let y = match &self.y_grid {
-                Some((grid, top)) => Output::Bytes { q: frame.view_mut(&self.y), grid: frame.slice(grid), top: *top },
+                Some((GridOperand::Measured(grid), top)) => {
+                    let y = Measured {
+                        q: frame.view_mut(&self.y),
+                        grid: frame.slice_mut(grid),
+                        top: *top,
+                        smooth: self.smooth.as_ref().map(|smooth| frame.slice(smooth)),
+                    };
+                    linear_measured(&context, &op, y, scratch);
+                    return Ok(());
+                }
+                Some((GridOperand::Given(grid), top)) => {
+                    Output::Bytes { q: frame.view_mut(&self.y), grid: frame.slice(grid), top: *top }
+                }
                 None if self.y.dtype == DType::Bf16 => Output::Bf16(frame.view_mut(&self.y)),
                 None => Output::F32(frame.view_mut(&self.y)),
             };
-            linear_kernel(&frame.context(), &op, y, frame.scratch());
+            linear_kernel(&context, &op, y, scratch);
         }
         Ok(())
     }
@@ -188,8 +213,13 @@ impl Kernel for Linear {
         Some(self.x.numel().saturating_mul(self.cols))
     }
 
-    fn scratch_floats(&self, _: usize) -> usize {
-        self.scratch
+    fn scratch_floats(&self, threads: usize) -> usize {
+        match (&self.y_grid, &self.integers) {
+            (Some((GridOperand::Measured(_), _)), Some(integers)) => {
+                self.scratch + measured_scratch(&self.x.layout, integers.grid.shape()[0], &self.y.layout, threads)
+            }
+            _ => self.scratch,
+        }
     }
 }
 
