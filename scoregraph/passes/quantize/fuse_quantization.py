@@ -1,7 +1,8 @@
-"""Values that are read only quantized are written so: a norm's result never exists in float32.
+"""Values that are read only quantized are written so: they never exist in float32.
 
 h = layer_norm(x);  q, grid = quantize(h)        ──▶   q, grid = layer_norm(x)
-h = linear(x, act);  q = quantize(h, grid)       ──▶   q = linear(x, act, ygrid=grid)     static grids only
+h = linear(x, act);  q = quantize(h, grid)       ──▶   q = linear(x, act, ygrid=grid)
+h = linear(x: u8);  q, grid = quantize(h)        ──▶   q, grid = linear(x: u8)            a grid row for each row
 h = rms_norm(x);  y = linear(h, w: bf16)         ──▶   h: bf16
 """
 
@@ -12,7 +13,7 @@ from typing import ClassVar
 
 from scoregraph.passes.base import Fuel, Miss, PassResult
 from scoregraph.passes.plan.liveness import owner, owner_of
-from scoregraph.plan.dims import dense_strides, parse_dim
+from scoregraph.plan.dims import dense_strides, parse_dim, product
 from scoregraph.plan.draft import Draft
 from scoregraph.plan.schema import Buffer, Call, Plan
 
@@ -114,16 +115,22 @@ class _Fusion:
         """Why a maker does not write quantized; empty: it may; None: it never does, which is no near miss."""
         if made.op not in (*NORMS, "linear") or made.outs["y"] != f"b{value}":
             return None
-        if made.op == "linear" and "ygrid" in quantize.outs:
+        if made.op == "linear" and "ygrid" in quantize.outs and not self._measures(made, quantize, value):
             return None
-        if made.op == "linear" and "smooth" in quantize.ins:
-            return "its result is smoothed, which a product does not do"
+        if made.op == "linear" and "ygrid" in quantize.ins and "smooth" in quantize.ins:
+            return "its result is smoothed, which a product on a static grid does not do"
         if value in self.outside or len(self.readers[value]) > 1:
             return "its result is also read in float32"
         whole, seen = self.buffers[value], self.buffers[int(quantize.ins["x"][1:])]
         if seen.shape != whole.shape or (seen.view is not None and not _is_whole(seen)):
             return "its result is quantized in parts or in another shape"
         return "" if made.op != "group_norm" or len(whole.shape) == 4 else "its result is no image"
+
+    def _measures(self, made: Call, quantize: Call, value: int) -> bool:
+        """Whether a product can measure its result: of whole numbers, ungated, with a grid row for each row."""
+        rows = product(parse_dim(d) for d in self.buffers[value].shape[:-1])
+        grid = self.buffers[int(quantize.outs["ygrid"][1:])].shape
+        return "grid" in made.ins and not {"gate", "residual"} & made.ins.keys() and parse_dim(grid[0]) == rows
 
     # --- bf16 --------------------------------------------------------------------------------------------
 

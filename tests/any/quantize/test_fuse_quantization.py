@@ -116,13 +116,15 @@ def test_a_norm_writes_whole_numbers(op, static, smooth):
     assert not result.misses
 
 
-def test_a_product_smooths_nothing():
+def test_a_product_on_a_static_grid_smooths_nothing():
     net = Net()
     y = net.call("linear", net.x, net.x.shape, {"act": "none"}, w=net.weights())
     net.product(*net.quantize(y, static=True, smooth=True))
     result = checked(net.d.build())
     assert ops(result.module) == ["linear", "quantize", "linear"]
-    assert [miss.reason for miss in result.misses] == ["its result is smoothed, which a product does not do"]
+    assert [miss.reason for miss in result.misses] == [
+        "its result is smoothed, which a product on a static grid does not do"
+    ]
 
 
 def test_a_product_writes_a_static_grid():
@@ -134,13 +136,55 @@ def test_a_product_writes_a_static_grid():
     assert result.module.plan.buffers[int(first(result.module).outs["y"][1:])].dtype == "u8"
 
 
-def test_a_product_does_not_measure_a_grid():
+def of_whole_numbers(net: Net, **ins: Value) -> Value:
+    """h [B, 6, 32] of a product of whole numbers."""
+    q, grid = net.quantize(net.x)
+    w = net.d.constant(RNG.integers(-127, 128, (32, 32)).astype(np.int8), "w", "i8")
+    ones = net.d.constant(np.ones((32, 1), np.float32), "ones")
+    ins = {"w": w, "grid": grid, "wscale": ones, "wsum": ones, **ins}
+    return net.call("linear", q, net.x.shape, {"act": "relu", "chain": 0}, **ins)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_product_of_whole_numbers_measures_the_grids_of_its_rows(smooth):
     net = Net()
-    y = net.call("linear", net.x, net.x.shape, {"act": "none"}, w=net.weights())
-    net.product(*net.quantize(y))
+    net.product(*net.quantize(of_whole_numbers(net), smooth=smooth))
+    result = checked(net.d.build(), linear=1)
+    assert ops(result.module) == ["quantize", "linear", "linear"]
+    hidden = result.module.plan.segments[0].calls[1]
+    assert set(hidden.outs) == {"y", "ygrid"}
+    assert ("smooth" in hidden.ins) == smooth
+    assert not result.misses
+
+
+def measured_of_floats(net: Net) -> Value:
+    return net.call("linear", net.x, net.x.shape, {"act": "none"}, w=net.weights())
+
+
+def measured_with_a_residual(net: Net) -> Value:
+    return of_whole_numbers(net, residual=net.x)
+
+
+def measured_with_a_gate(net: Net) -> Value:
+    return of_whole_numbers(net, gate=net.d.constant(np.ones((1, 32), np.float32), "gate"))
+
+
+@pytest.mark.parametrize("make", [measured_of_floats, measured_with_a_residual, measured_with_a_gate])
+def test_other_products_do_not_measure_a_grid(make):
+    net = Net()
+    net.product(*net.quantize(make(net)))
     result = checked(net.d.build())
-    assert ops(result.module) == ["linear", "quantize", "linear"]
+    assert ops(result.module)[-3:] == ["linear", "quantize", "linear"]
     assert not result.misses, "no kernel does, so it is no near miss"
+
+
+def test_a_grid_that_rows_share_is_not_measured_by_a_product():
+    net = Net()
+    h = of_whole_numbers(net)
+    q, grid = net.d.new(h.shape, "u8"), net.d.new((Batch(), 2))
+    net.d.call("quantize", {"x": h}, {"y": q, "ygrid": grid}, {}, "quantize")
+    net.product(q, grid)
+    assert ops(checked(net.d.build()).module) == ["quantize", "linear", "quantize", "linear"]
 
 
 def read_twice(net: Net, h: Value) -> Value:
