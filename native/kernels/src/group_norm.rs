@@ -382,7 +382,9 @@ impl WriteQuads<'_> {
                     y,
                     &quantize,
                     #[inline(always)]
-                    |place, x| smooth(quad[place], silu_coarse(s, s.mul_add(x, factors[place], addends[place]))),
+                    |place, x| {
+                        smooth(quad[place], silu_coarse::<S, true>(s, s.mul_add(x, factors[place], addends[place])))
+                    },
                 );
             } else {
                 let affines = kept.map(|[mean, factor, addend, _]| Affine::new(s, [mean, factor, addend]));
@@ -392,7 +394,11 @@ impl WriteQuads<'_> {
                     y,
                     &quantize,
                     #[inline(always)]
-                    |place, x| smooth(quad[place], act.apply(s, affines[place].apply(s, x))),
+                    |place, x| {
+                        let v = affines[place].apply(s, x);
+                        let y = if act == Act::Silu { silu_coarse::<S, false>(s, v) } else { act.apply(s, v) };
+                        smooth(quad[place], y)
+                    },
                 );
             }
         }

@@ -121,15 +121,18 @@ pub fn exp2_coarse<S: Simd>(s: S, top: f32, a: S::F, b: S::F) -> [S::F; 2] {
     [p, power]
 }
 
-/// `x sigmoid(x)` for x of -80 to 80; relative error 8e-5, absolute error 2e-5, which bytes do not show. Half as many
-/// instructions as [`silu`].
+/// `x sigmoid(x)`, as at -80 below that; relative error 8e-5, absolute error 2e-5, which bytes do not show. Two thirds of the
+/// instructions of [`silu`], and two less if x is known to be `WITHIN` -80 to 80.
 #[inline(always)]
-pub fn silu_coarse<S: Simd>(s: S, x: S::F) -> S::F {
+pub fn silu_coarse<S: Simd, const WITHIN: bool>(s: S, x: S::F) -> S::F {
+    // Above 80 the result is x; the order of the operands keeps NaN.
+    let x = if WITHIN { x } else { s.max(s.splat(-80.0), x) };
+    let within = if WITHIN { x } else { s.min(s.splat(80.0), x) };
     // e^-x: floats around 1.5 * 2^23 are whole numbers; 127 more leave the biased exponent in the lowest bits.
     let round = s.splat(1.5 * (1u32 << 23) as f32 + 127.0);
-    let rounded = s.neg_mul_add(x, s.splat(LOG2_E), round);
+    let rounded = s.neg_mul_add(within, s.splat(LOG2_E), round);
     let power = s.from_bits(s.shl(s.bits(rounded), 23));
-    let r = s.mul_add(s.sub(rounded, round), s.splat(std::f32::consts::LN_2), x);
+    let r = s.mul_add(s.sub(rounded, round), s.splat(std::f32::consts::LN_2), within);
     let p = polynomial(s, r, [0.999_927_93, -1.000_164_5, 0.504_968_2, -0.165_667_43]);
     s.div(x, s.mul_add(p, power, s.splat(1.0)))
 }
