@@ -37,7 +37,12 @@ impl Pool2d {
 /// If the sizes do not fit together.
 pub fn avg_pool2d(ctx: &Context, pool: &Pool2d, x: &[f32], y: &mut [f32]) {
     let area = (pool.kernel[0] * pool.kernel[1]) as f32;
-    run(ctx, pool, x, y, 0.0, |sum, x| sum + x, move |sum| sum / area);
+    if (pool.kernel, pool.stride) == ([2; 2], [2; 2]) {
+        let (rows, columns) = check(pool, x, y);
+        for_rows(ctx, columns, 4 * columns, y, |first, y| HalvedRows { pool, rows, columns, first, x, y });
+    } else {
+        run(ctx, pool, x, y, 0.0, |sum, x| sum + x, move |sum| sum / area);
+    }
 }
 
 /// The largest element of every window of `x` \[…, H, W\], into `y` \[…, OH, OW\]; NaN if there is one.
@@ -58,10 +63,7 @@ fn run(
     step: impl Fn(f32, f32) -> f32 + Copy + Sync,
     finish: impl Fn(f32) -> f32 + Copy + Sync,
 ) {
-    let [rows, columns] = pool.output().expect("a window fits");
-    let [height, width] = pool.input;
-    assert!(y.len().is_multiple_of(rows * columns));
-    assert_eq!(x.len(), y.len() / (rows * columns) * height * width);
+    let (rows, columns) = check(pool, x, y);
     for_rows(ctx, columns, columns * pool.kernel[0] * pool.kernel[1], y, |first, y| PoolRows {
         pool,
         rows,
@@ -73,6 +75,15 @@ fn run(
         step,
         finish,
     });
+}
+
+/// Rows and columns of the output; panics if the sizes do not fit together.
+fn check(pool: &Pool2d, x: &[f32], y: &[f32]) -> (usize, usize) {
+    let [rows, columns] = pool.output().expect("a window fits");
+    let [height, width] = pool.input;
+    assert!(y.len().is_multiple_of(rows * columns));
+    assert_eq!(x.len(), y.len() / (rows * columns) * height * width);
+    (rows, columns)
 }
 
 /// Whole output rows of any planes, from row `first` of all.
@@ -118,6 +129,46 @@ impl<Step: Fn(f32, f32) -> f32, Finish: Fn(f32) -> f32> Kernel for PoolRows<'_, 
             }
         }
     }
+}
+
+/// The same of means over two by two elements, next to one another: how U-Nets halve an image.
+struct HalvedRows<'a> {
+    pool: &'a Pool2d,
+    rows: usize,
+    columns: usize,
+    first: usize,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for HalvedRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let [height, width] = self.pool.input;
+        let quarter = s.splat(0.25);
+        for (row, y) in (self.first..).zip(self.y.chunks_exact_mut(self.columns)) {
+            let top = row / self.rows * height + row % self.rows * 2;
+            let (above, below) = self.x[top * width..][..2 * width].split_at(width);
+            for at in (0..self.columns).step_by(S::LANES) {
+                let n = S::LANES.min(self.columns - at);
+                let [(a, b), (c, d)] = [even_and_odd(s, above, at, n), even_and_odd(s, below, at, n)];
+                let mean = s.mul(s.add(s.add(s.add(a, b), c), d), quarter);
+                // SAFETY: `at + n` elements are in y.
+                unsafe { s.store_first(y.as_mut_ptr().add(at), mean, n) };
+            }
+        }
+    }
+}
+
+/// The elements of a line in pairs from number `at` on, of which `n` are read, a vector at most: the first ones and the second.
+#[inline(always)]
+fn even_and_odd<S: Simd>(s: S, line: &[f32], at: usize, n: usize) -> (S::F, S::F) {
+    let pairs = &line[2 * at..2 * (at + n)];
+    let (a, b) = pairs.split_at(pairs.len().min(S::LANES));
+    // SAFETY: two vectors hold all of the pairs, and only those are read.
+    unsafe { s.deinterleave(s.load_first(a.as_ptr(), a.len()), s.load_first(b.as_ptr(), b.len())) }
 }
 
 /// Repeats every element of the planes `x` \[…, W\] `factor[0]` times along rows and `factor[1]` times along columns, into
