@@ -121,7 +121,7 @@ impl Conv2d {
         let Conv2dShape { channels, input: [height, width], .. } = self.shape;
         assert_eq!(x.shape(), [y.shape()[0], channels, height, width], "conv2d of {:?}", self.shape);
         assert_eq!((self.tiling.planes, Some(weights.len())), (channels, self.shape.weight_elements()));
-        let [sample, plane] = image_strides(x.layout()).expect("the pixels of x are dense");
+        let [sample, plane] = dense_image(x.layout(), "x");
         let x = Image { first: x.as_ptr().cast(), sample, plane };
         // SAFETY: x and the weights have what the shape says, as asserted.
         unsafe { self.tiles(pool, weights.as_ptr().cast(), x, |_| (0f32.to_bits(), Floats), epilogue, y, scratch) }
@@ -171,7 +171,7 @@ impl Conv2d {
         assert_eq!([weight_scale.len(), weight_sum.len()], [filters; 2]);
         let (rows, rest) = grid.as_chunks::<2>();
         assert!(rest.is_empty() && !rows.is_empty() && n.is_multiple_of(rows.len()), "{} grids", rows.len());
-        let [sample, plane] = image_strides(x.layout()).expect("the pixels of x are dense");
+        let [sample, plane] = dense_image(x.layout(), "x");
         let aligned = [x.as_ptr().cast::<u32>(), weights.as_ptr().cast()].iter().all(|pointer| pointer.is_aligned());
         let even = sample.is_multiple_of(QUAD) && plane.is_multiple_of(QUAD);
         assert!(weights.is_empty() || (aligned && even), "quads lie at multiples of four bytes");
@@ -201,28 +201,16 @@ impl Conv2d {
         y: &mut ViewMut,
         scratch: &mut [f32],
     ) {
-        let Conv2dShape { filters, .. } = self.shape;
-        let [rows, columns] = self.tiling.output;
-        let n = y.shape()[0];
-        assert_eq!(y.shape(), [n, filters, rows, columns], "conv2d of {:?}", self.shape);
-        assert!(epilogue.bias.is_none_or(|bias| bias.len() == filters));
-        assert!(epilogue.residual.is_none_or(|residual| residual.shape() == y.shape()));
+        let (n, filters) = (y.shape()[0], self.shape.filters);
         assert!(scratch.len() >= self.scratch_floats(pool.threads()));
-        if y.layout().len() == 0 {
-            return;
-        }
-        let image =
-            |layout: &Layout, name| image_strides(layout).unwrap_or_else(|| panic!("the pixels of {name} are dense"));
-        let y = (y.as_mut_ptr(), image(y.layout(), "y"));
-        let residual = epilogue.residual.map(|view| (view.as_ptr(), image(view.layout(), "the residual")));
-        let emb = epilogue.emb.map(|view| PerChannel::new(view, n, filters));
+        let Some(ends) = Ends::new(epilogue, y, filters, self.tiling.output) else { return };
         // SAFETY: every bit pattern is a cell and a float; the borrow ends with this call.
         let scratch = unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast::<u32>(), scratch.len()) };
         let scratch = Disjoint::new(scratch);
         let tiles = self.tiling.tiles();
-        let pointers = Shared((weights, x, y, residual));
+        let pointers = Shared((weights, x, ends));
         pool.run(n * tiles, &|index, thread| {
-            let &Shared((weights, x, y, residual)) = &pointers;
+            let &Shared((weights, x, ends)) = &pointers;
             let (sample, tile) = (index / tiles, index % tiles);
             let (row_tile, filter_tile) = (tile / self.tiling.filter_tiles, tile % self.tiling.filter_tiles);
             let (padding, product) = product(sample);
@@ -235,17 +223,8 @@ impl Conv2d {
 
             let first = filter_tile * self.tiling.blocks * FILTER_BLOCK;
             let end = (first + self.tiling.blocks * FILTER_BLOCK).min(filters);
-            let part = Part {
-                tile,
-                packed,
-                product,
-                weights,
-                epilogue,
-                emb,
-                sample,
-                y: (y.0.wrapping_add(sample * y.1[0]), y.1[1]),
-                residual: residual.map(|(first, strides)| (first.wrapping_add(sample * strides[0]), strides[1])),
-            };
+            let (y, residual) = ends.of_sample(sample);
+            let part = Part { tile, packed, product, weights, epilogue, emb: ends.emb, sample, y, residual };
             // Most filters go eight at a time where vectors are wide, and four where they are not; a few left over by
             // themselves, unless they nearly fill the last turn.
             let wide = self.isa.lanes() == geometry::LINE;
@@ -263,6 +242,51 @@ impl Conv2d {
             }
         });
     }
+}
+
+/// The checked operands that a result is made of and goes to: of images the first element, and the elements between samples and
+/// between channels.
+#[derive(Clone, Copy)]
+struct Ends<'a> {
+    y: (*mut f32, [usize; 2]),
+    residual: Option<(*const f32, [usize; 2])>,
+    emb: Option<PerChannel<'a>>,
+}
+
+impl<'a> Ends<'a> {
+    /// Of `y` \[n, filters, rows, columns\]; `None` if it is empty.
+    ///
+    /// # Panics
+    /// If the operands do not fit together, or the pixels of an image are not dense.
+    fn new(epilogue: &Epilogue<'a>, y: &mut ViewMut, filters: usize, [rows, columns]: [usize; 2]) -> Option<Self> {
+        let n = y.shape()[0];
+        assert_eq!(y.shape(), [n, filters, rows, columns], "the shape of y");
+        assert!(epilogue.bias.is_none_or(|bias| bias.len() == filters));
+        assert!(epilogue.residual.is_none_or(|residual| residual.shape() == y.shape()));
+        if y.layout().len() == 0 {
+            return None;
+        }
+        Some(Self {
+            y: (y.as_mut_ptr(), dense_image(y.layout(), "y")),
+            residual: epilogue.residual.map(|view| (view.as_ptr(), dense_image(view.layout(), "the residual"))),
+            emb: epilogue.emb.map(|view| PerChannel::new(view, n, filters)),
+        })
+    }
+
+    /// The first element of a sample of y, and elements from one channel to the next; the same of the residual.
+    fn of_sample(&self, sample: usize) -> ((*mut f32, usize), Option<(*const f32, usize)>) {
+        let (y, [pitch, plane]) = self.y;
+        let residual = self.residual.map(|(first, [pitch, plane])| (first.wrapping_add(sample * pitch), plane));
+        ((y.wrapping_add(sample * pitch), plane), residual)
+    }
+}
+
+/// [`image_strides`] of an operand.
+///
+/// # Panics
+/// If its pixels are not dense.
+fn dense_image(layout: &Layout, name: &str) -> [usize; 2] {
+    image_strides(layout).unwrap_or_else(|| panic!("the pixels of {name} are dense"))
 }
 
 /// The first cell of an image, and the cells between its samples and between its planes.

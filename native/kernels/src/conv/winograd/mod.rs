@@ -30,9 +30,8 @@ mod product;
 use scoregraph_simd::{Disjoint, Isa, Parallel};
 
 use super::geometry::Conv2dShape;
-use super::{Epilogue, image_strides};
-use crate::per_channel::PerChannel;
-use crate::{Layout, View, ViewMut};
+use super::{Ends, Epilogue, dense_image};
+use crate::{View, ViewMut};
 use cut::Cut;
 use input::Input;
 use output::Output;
@@ -115,24 +114,14 @@ impl Winograd {
         let cut = &self.cut;
         let n = y.shape()[0];
         assert_eq!(x.shape(), [n, channels, height, width], "conv2d of {:?}", self.shape);
-        assert_eq!(y.shape(), [n, filters, cut.output[0], cut.output[1]], "conv2d of {:?}", self.shape);
         assert_eq!(weights.len(), cut.points * cut.points * filters * channels);
-        assert!(epilogue.bias.is_none_or(|bias| bias.len() == filters));
-        assert!(epilogue.residual.is_none_or(|residual| residual.shape() == y.shape()));
         assert!(scratch.len() >= self.scratch_floats(pool.threads()));
-        if y.layout().len() == 0 {
-            return;
-        }
-        let image =
-            |layout: &Layout, name| image_strides(layout).unwrap_or_else(|| panic!("the pixels of {name} are dense"));
-        let x = (x.as_ptr(), image(x.layout(), "x"));
-        let y = (y.as_mut_ptr(), image(y.layout(), "y"));
-        let residual = epilogue.residual.map(|view| (view.as_ptr(), image(view.layout(), "the residual")));
-        let emb = epilogue.emb.map(|view| PerChannel::new(view, n, filters));
+        let Some(ends) = Ends::new(epilogue, y, filters, cut.output) else { return };
+        let x = (x.as_ptr(), dense_image(x.layout(), "x"));
         let scratch = Disjoint::new(scratch);
-        let pointers = Shared((x, y, residual));
+        let pointers = Shared((x, ends));
         pool.run(n * cut.blocks * cut.ranges, &|index, thread| {
-            let &Shared((x, y, residual)) = &pointers;
+            let &Shared((x, ends)) = &pointers;
             let (sample, range) = (index / cut.ranges / cut.blocks, index % cut.ranges);
             let first = index / cut.ranges % cut.blocks * cut.block;
             let tiles = first..(first + cut.block).min(cut.tiles);
@@ -149,6 +138,7 @@ impl Winograd {
                 lines,
                 input,
             });
+            let (y, residual) = ends.of_sample(sample);
             let end = ((range + 1) * cut.filters).min(filters);
             for first in (range * cut.filters..end).step_by(cut.group) {
                 let filters = first..(first + cut.group).min(end);
@@ -167,10 +157,10 @@ impl Winograd {
                     filters,
                     products,
                     epilogue,
-                    emb,
+                    emb: ends.emb,
                     sample,
-                    y: (y.0.wrapping_add(sample * y.1[0]), y.1[1]),
-                    residual: residual.map(|(first, strides)| (first.wrapping_add(sample * strides[0]), strides[1])),
+                    y,
+                    residual,
                 });
             }
         });
