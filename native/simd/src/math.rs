@@ -8,6 +8,10 @@ use std::f32::consts::{FRAC_2_PI, LOG2_E, SQRT_2};
 
 use crate::vector::Simd;
 
+/// Added to a number, it rounds it, and leaves the biased exponent of its power in the lowest bits: floats around 1.5 * 2^23
+/// are whole numbers.
+pub(crate) const BIASED: f32 = 1.5 * (1u32 << 23) as f32 + 127.0;
+
 /// ln 2 in two parts; the first has so few bits that its product with an exponent is exact.
 const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
@@ -67,8 +71,7 @@ pub struct Relative<F> {
 /// For [`exp2_relative`] to `2^exponent`: a whole number of at most [`LARGEST_EXPONENT`] in magnitude.
 #[inline(always)]
 pub fn relative_to<S: Simd>(s: S, exponent: f32) -> Relative<S::F> {
-    // Floats around 1.5 * 2^23 are whole numbers.
-    let round = 1.5 * (1u32 << 23) as f32 + 127.0 - exponent;
+    let round = BIASED - exponent;
     Relative { round: s.splat(round), least: s.splat(exponent - 127.0) }
 }
 
@@ -112,7 +115,7 @@ pub fn exp2_bounded<S: Simd, const BF16: bool>(s: S, x: S::F) -> S::F {
 /// their product. Relative error 2e-3, half a step of bytes at most where top is 255; exact where the product is 0.
 #[inline(always)]
 pub fn exp2_coarse<S: Simd>(s: S, top: f32, a: S::F, b: S::F) -> [S::F; 2] {
-    let round = s.splat(1.5 * (1u32 << 23) as f32 + 127.0);
+    let round = s.splat(BIASED);
     let rounded = s.mul_add(a, b, round);
     let power = s.from_bits(s.shl(s.bits(rounded), 23));
     // The power of -r is asked for, so odd coefficients are negative.
@@ -128,8 +131,8 @@ pub fn silu_coarse<S: Simd, const WITHIN: bool>(s: S, x: S::F) -> S::F {
     // Above 80 the result is x; the order of the operands keeps NaN.
     let x = if WITHIN { x } else { s.max(s.splat(-80.0), x) };
     let within = if WITHIN { x } else { s.min(s.splat(80.0), x) };
-    // e^-x: floats around 1.5 * 2^23 are whole numbers; 127 more leave the biased exponent in the lowest bits.
-    let round = s.splat(1.5 * (1u32 << 23) as f32 + 127.0);
+    // e^-x
+    let round = s.splat(BIASED);
     let rounded = s.neg_mul_add(within, s.splat(LOG2_E), round);
     let power = s.from_bits(s.shl(s.bits(rounded), 23));
     let r = s.mul_add(s.sub(rounded, round), s.splat(std::f32::consts::LN_2), within);
@@ -215,8 +218,7 @@ pub fn cos<S: Simd>(s: S, x: S::F) -> S::F {
 /// `e^-a`, 0 where `none` is set; relative error 1.3e-7 for `a` in 0..87. Lanes outside must be set in `none`.
 #[inline(always)]
 fn exp_negated<S: Simd>(s: S, a: S::F, none: S::M) -> S::F {
-    // Floats around 1.5 * 2^23 are whole numbers; 127 more leave the biased exponent in the lowest bits.
-    let round = s.splat(1.5 * (1u32 << 23) as f32 + 127.0);
+    let round = s.splat(BIASED);
     let rounded = s.neg_mul_add(a, s.splat(LOG2_E), round);
     let n = s.sub(rounded, round);
     let power = s.from_bits(s.shl(s.bits(rounded), 23));
@@ -292,10 +294,6 @@ fn exp2_parts<S: Simd>(s: S, rounded: S::F, r: S::F) -> [S::F; 2] {
     let p = polynomial(s, r, [1.000_000_1, 0.693_146_94, 0.240_221_2, 0.055_507_135, 0.009_675_547, 0.001_327_648_2]);
     [s.from_bits(s.shl(s.bits(rounded), 23)), p]
 }
-
-/// Added to a number, it rounds it, and leaves the biased exponent of its power in the lowest bits: floats around 1.5 * 2^23
-/// are whole numbers.
-const BIASED: f32 = 1.5 * (1u32 << 23) as f32 + 127.0;
 
 /// GELU by its tanh approximation, computed as `x sigmoid(2 u)`; error 2e-7, absolute or relative.
 #[inline(always)]

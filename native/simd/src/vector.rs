@@ -1,6 +1,7 @@
 //! The vector abstraction: what every instruction set can do with `LANES` values of `f32` or of 32-bit integers.
 
 use crate::isa::Isa;
+use crate::math::BIASED;
 
 /// A computation written once for every instruction set; [`Isa::dispatch`] runs it.
 ///
@@ -213,8 +214,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn scale(self, a: Self::F, n: Self::F) -> Self::F {
         // At -127 the biased exponent, and with it the power, is 0.
         let whole = self.floor(self.max(n, self.splat(-127.0)));
-        // Floats around 1.5 * 2^23 are whole numbers; 127 more leave the biased exponent in the lowest bits.
-        let biased = self.bits(self.add(whole, self.splat(1.5 * (1u32 << 23) as f32 + 127.0)));
+        let biased = self.bits(self.add(whole, self.splat(BIASED)));
         self.mul(a, self.from_bits(self.shl(biased, 23)))
     }
 
